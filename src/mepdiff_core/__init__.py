@@ -1,0 +1,49 @@
+"""Multislice electron ptychography with priors: simulate, reconstruct, compare. Headless; imports no heavy library."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Optics": "optics",
+    "Scan": "scan",
+    "load_scan": "scan",
+    "save_scan": "scan",
+    "SimulationConfig": "simulate",
+    "simulate_scan": "simulate",
+    "ModelConfig": "forward",
+    "AdamConfig": "baselines",
+    "LBFGSConfig": "baselines",
+    "State": "states",
+    "reconstruct": "reconstruct",
+    "ProbeFitConfig": "probe",
+    "fit_probe": "probe",
+    "evaluate": "evaluate",
+    "InputError": "errors",
+}
+__all__ = [*_PUBLIC]
+
+if TYPE_CHECKING:
+    from mepdiff_core.baselines import AdamConfig, LBFGSConfig
+    from mepdiff_core.errors import InputError
+    from mepdiff_core.evaluate import evaluate
+    from mepdiff_core.forward import ModelConfig
+    from mepdiff_core.optics import Optics
+    from mepdiff_core.probe import ProbeFitConfig, fit_probe
+    from mepdiff_core.reconstruct import reconstruct
+    from mepdiff_core.scan import Scan, load_scan, save_scan
+    from mepdiff_core.simulate import SimulationConfig, simulate_scan
+    from mepdiff_core.states import State
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"mepdiff_core.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'mepdiff_core' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,417 @@
+"""The baselines: PtyRAD[Adam] and PtyRAD[L-BFGS] as the paper ran them, and adam-best as an expert would.
+
+Source: MEP-Diffusion, appendix C. What it leaves open, and what was measured to decide, stands in docs/method.md.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mepdiff_core.config import check
+from mepdiff_core.errors import Diverged
+from mepdiff_core.forward import ForwardModel, ModelConfig
+from mepdiff_core.likelihood import LikelihoodName, make_likelihood
+from mepdiff_core.ptyrad_adapter import Constrainer, Constraints, PtyRADEngine
+from mepdiff_core.scan import Scan
+from mepdiff_core.states import State
+
+EngineName = Literal["ptyrad", "fast"]
+Indices = npt.NDArray[np.integer]
+Checkpoint = Mapping[str, npt.NDArray[np.generic]]
+
+DIVERGED_FACTOR = 10.0
+"""A loss this many times the first one has diverged."""
+
+
+def _check_common(batch_size: int, heldout: float, slices: int | None, thickness: float, seed: int) -> None:
+    check(batch_size >= 1, f"batch_size is {batch_size}; expected at least 1")
+    check(0 <= heldout <= 0.5, f"heldout_fraction is {heldout:g}; expected 0 to 0.5")
+    check(slices is None or 1 <= slices <= 1000, f"slices is {slices}; expected 1 to 1000")
+    check(thickness > 0, f"slice_thickness_A is {thickness:g}; expected more than 0")
+    check(seed >= 0, f"seed is {seed}; expected 0 or more")
+
+
+@dataclass(frozen=True)
+class AdamConfig:
+    """PtyRAD[Adam]; the defaults are the paper's (appendix C), ``ADAM_BEST`` holds an expert's.
+
+    Attributes:
+        iterations: passes over all patterns, at most.
+        batch_size: patterns a mini-batch.
+        learning_rate: Adam's, rad.
+        reshuffle: draw new mini-batches for each pass; PtyRAD keeps those of the first.
+        likelihood: amplitude (PtyRAD's loss_single) or poisson (its loss_poissn).
+        constraints: PtyRAD's constraints on the phase after each pass.
+        heldout_fraction: part of the patterns kept out of the fit, drawn by the seed.
+        patience: stop after this many passes without a lower held-out misfit; null: do all. With held-out patterns the
+            volume of the lowest misfit is the answer.
+        slices: number of slices; null: the scan's thickness over slice_thickness_A.
+        slice_thickness_A: Å.
+        engine: ptyrad (its own model and loss) or fast (ours, equal to 1e-5).
+        model: window and sampling of the fast engine's model.
+        seed: of mini-batches and held-out patterns.
+    """
+
+    iterations: int = 200
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    reshuffle: bool = False
+    likelihood: LikelihoodName = "amplitude"
+    constraints: Constraints = field(default_factory=Constraints)
+    heldout_fraction: float = 0.0
+    patience: int | None = None
+    slices: int | None = None
+    slice_thickness_A: float = 1.6
+    engine: EngineName = "ptyrad"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.iterations >= 1, f"iterations is {self.iterations}; expected at least 1")
+        check(self.learning_rate > 0, f"learning_rate is {self.learning_rate:g}; expected more than 0")
+        check(self.patience is None or self.patience >= 1, f"patience is {self.patience}; expected at least 1 or null")
+        check(
+            self.patience is None or self.heldout_fraction > 0,
+            "patience needs held-out patterns; set heldout_fraction, to 0.05 for instance",
+        )
+        _check_common(self.batch_size, self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+
+
+ADAM_BEST = AdamConfig(
+    iterations=100,
+    learning_rate=2e-3,
+    reshuffle=True,
+    likelihood="poisson",
+    constraints=Constraints(positivity=True, depth_blur_slices=1.5),
+    heldout_fraction=0.05,
+    patience=5,
+)
+"""What an expert gets from PtyRAD; how each value was chosen: docs/method.md."""
+
+
+@dataclass(frozen=True)
+class LBFGSConfig:
+    """PtyRAD[L-BFGS] as the paper ran it (appendix C).
+
+    Attributes:
+        learning_rates: each gives a run from the start; the one with the lowest loss over all patterns is the answer.
+        iterations: optimiser steps a run.
+        batches_per_iteration: mini-batches drawn at random for an iteration; its closure is their mean loss.
+        inner_iterations: L-BFGS iterations on that closure (torch's and PtyRAD's default).
+        line_search: none (PtyRAD's default) or strong_wolfe.
+        batch_size, likelihood, heldout_fraction, slices, slice_thickness_A, engine, model, seed: as for Adam.
+    """
+
+    learning_rates: tuple[float, ...] = (1.0, 0.1, 0.01)
+    iterations: int = 5
+    batch_size: int = 32
+    batches_per_iteration: int = 20
+    inner_iterations: int = 20
+    line_search: Literal["none", "strong_wolfe"] = "none"
+    likelihood: LikelihoodName = "amplitude"
+    heldout_fraction: float = 0.0
+    slices: int | None = None
+    slice_thickness_A: float = 1.6
+    engine: EngineName = "ptyrad"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rates = self.learning_rates
+        check(len(rates) > 0 and min(rates) > 0, f"learning_rates is {list(rates)}; expected numbers above 0")
+        for name in ("iterations", "batches_per_iteration", "inner_iterations"):
+            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
+        _check_common(self.batch_size, self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+
+
+class Engine(Protocol):
+    """Loss, gradient and constraints of a volume (slices, y, x)."""
+
+    def loss_and_gradient(self, volume: Tensor, indices: Indices) -> tuple[float, Tensor]: ...
+
+    def loss(self, volume: Tensor, indices: Indices) -> float: ...
+
+    def constrain(self, volume: Tensor, iteration: int) -> Tensor: ...
+
+
+class FastEngine:
+    """PtyRAD's losses on our forward model and adjoint; its constraints are PtyRAD's own."""
+
+    def __init__(self, model: ForwardModel, likelihood: str, constraints: Constraints | None = None) -> None:
+        self.model = model
+        self.likelihood = make_likelihood(likelihood)
+        active = constraints is not None and constraints != Constraints()
+        self._constrainer = Constrainer(constraints, model.device) if active and constraints else None
+
+    def loss_and_gradient(self, volume: Tensor, indices: Indices) -> tuple[float, Tensor]:
+        loss, gradient, _ = self.model.loss_and_gradient(volume, indices, self.likelihood)
+        return float(loss), gradient
+
+    def loss(self, volume: Tensor, indices: Indices) -> float:
+        return self.model.loss(volume, indices, self.likelihood)
+
+    def constrain(self, volume: Tensor, iteration: int) -> Tensor:
+        return volume if self._constrainer is None else self._constrainer.constrain(volume, iteration)
+
+
+def make_engine(name: EngineName, model: ForwardModel, likelihood: LikelihoodName, constraints: Constraints) -> Engine:
+    """The engine of that name on a model."""
+    if name == "ptyrad":
+        return PtyRADEngine(model, likelihood, constraints)
+    return FastEngine(model, likelihood, constraints)
+
+
+def specimen_slices(scan: Scan, slices: int | None, slice_thickness_A: float) -> int:
+    """The number of slices asked for, or the one that the scan's thickness gives.
+
+    Raises:
+        InputError: neither is known.
+    """
+    if slices is not None:
+        return slices
+    check(scan.thickness_A is not None, "the scan does not say how thick the specimen is; give the number of slices")
+    assert scan.thickness_A is not None
+    return max(1, round(scan.thickness_A / slice_thickness_A))
+
+
+def split_patterns(n_patterns: int, heldout_fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """Sorted indices of the patterns to fit and of those held out; the same seed holds out the same ones everywhere.
+
+    Raises:
+        InputError: too few patterns to hold any out.
+    """
+    if heldout_fraction == 0:
+        return np.arange(n_patterns), np.arange(0)
+    count = max(1, round(heldout_fraction * n_patterns))
+    check(count < n_patterns, f"heldout_fraction leaves none of {n_patterns} patterns to fit; set it to 0")
+    order = np.random.default_rng([seed, 0]).permutation(n_patterns)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def make_batches(indices: Indices, batch_size: int, rng: np.random.Generator) -> list[Indices]:
+    """Random mini-batches of about ``batch_size`` patterns that share out all of them, as PtyRAD's "random" mode."""
+    return np.array_split(rng.permutation(indices), max(1, len(indices) // batch_size))
+
+
+def run_adam(
+    scan: Scan,
+    config: AdamConfig,
+    device: torch.device | str = "cpu",
+    start: npt.NDArray[np.floating] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Iterator[State]:
+    """Adam on the phase of every voxel, a state a pass over the patterns.
+
+    Args:
+        scan: the measurement.
+        config: settings.
+        device: torch device.
+        start: (slices, y, x) volume to start from; zeros by default.
+        checkpoint: of a state of the same run, to go on from there.
+
+    Raises:
+        Diverged: the loss is no longer finite or has grown tenfold; the states before hold the last good volume.
+    """
+    model = _make_model(scan, config, device)
+    engine = make_engine(config.engine, model, config.likelihood, config.constraints)
+    fit, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
+    batches = make_batches(fit, config.batch_size, np.random.default_rng([config.seed, 1]))
+
+    volume = torch.nn.Parameter(_start_volume(model, start))
+    optimizer = torch.optim.Adam([volume], lr=config.learning_rate)
+    done, first_loss, best_misfit, best_step, seconds = 0, math.nan, math.inf, 0, 0.0
+    best = _output(model, volume)
+    if checkpoint is not None:
+        done, best_step = int(checkpoint["step"]), int(checkpoint["best_step"])
+        first_loss, best_misfit, seconds = (float(checkpoint[k]) for k in ("first_loss", "best_misfit", "seconds"))
+        best = np.asarray(checkpoint["best"], np.float32)
+        volume.data.copy_(torch.as_tensor(np.asarray(checkpoint["volume"])))
+        optimizer.state[volume] = {
+            "step": torch.tensor(float(done * len(batches))),
+            "exp_avg": torch.as_tensor(np.array(checkpoint["exp_avg"])).to(model.device),
+            "exp_avg_sq": torch.as_tensor(np.array(checkpoint["exp_avg_sq"])).to(model.device),
+        }
+
+    for step in range(done + 1, config.iterations + 1):
+        if config.patience is not None and step - 1 - best_step >= config.patience:
+            return
+        began = time.perf_counter()
+        if config.reshuffle:
+            batches = make_batches(fit, config.batch_size, np.random.default_rng([config.seed, 1, step]))
+        losses = []
+        for batch in batches:
+            loss, volume.grad = engine.loss_and_gradient(volume.detach(), batch)
+            first_loss = loss if math.isnan(first_loss) else first_loss
+            _check_loss(loss, first_loss, step, config.learning_rate)
+            losses.append(loss)
+            optimizer.step()
+        with torch.no_grad():
+            volume.copy_(engine.constrain(volume.detach(), step))
+        check_finite(volume, step)
+        misfit = engine.loss(volume.detach(), held) if len(held) else None
+        if misfit is None or misfit < best_misfit:
+            best, best_step = _output(model, volume), step
+            best_misfit = math.inf if misfit is None else misfit
+        seconds += time.perf_counter() - began
+        moments = optimizer.state[volume]
+        yield State(
+            step=step,
+            total=config.iterations,
+            volume=best,
+            volume_step=best_step,
+            loss=float(np.mean(losses)),
+            heldout=misfit,
+            seconds=seconds,
+            checkpoint={
+                "step": np.array(step),
+                "best_step": np.array(best_step),
+                "first_loss": np.array(first_loss),
+                "best_misfit": np.array(best_misfit),
+                "seconds": np.array(seconds),
+                "best": best,
+                "volume": _copy(volume),
+                "exp_avg": _copy(moments["exp_avg"]),
+                "exp_avg_sq": _copy(moments["exp_avg_sq"]),
+            },
+        )
+
+
+class _StepDiverged(Exception):
+    """Leaves torch's L-BFGS in the middle of a step."""
+
+
+def run_lbfgs(
+    scan: Scan,
+    config: LBFGSConfig,
+    device: torch.device | str = "cpu",
+    start: npt.NDArray[np.floating] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Iterator[State]:
+    """L-BFGS once for each learning rate, a state an iteration; the volume is the best of all so far by loss.
+
+    Arguments and errors are those of ``run_adam``. A checkpoint goes on at the learning rate it was taken in: its
+    iterations are done again, so that the result is that of an uninterrupted run.
+    """
+    model = _make_model(scan, config, device)
+    engine = make_engine(config.engine, model, config.likelihood, Constraints())
+    fit, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
+    initial = _start_volume(model, start)
+    first_loss = engine.loss(initial, fit)
+    best, best_loss, best_step, seconds, first_rate = _output(model, initial), math.inf, 0, 0.0, 0
+    if checkpoint is not None:
+        best, best_step = np.asarray(checkpoint["best"], np.float32), int(checkpoint["best_step"])
+        best_loss, seconds = float(checkpoint["best_loss"]), float(checkpoint["seconds"])
+        first_rate = int(checkpoint["rate"])
+
+    total = len(config.learning_rates) * config.iterations
+    for index in range(first_rate, len(config.learning_rates)):
+        rate = config.learning_rates[index]
+        before = {"rate": index, "best": best, "best_loss": best_loss, "best_step": best_step, "seconds": seconds}
+        volume = torch.nn.Parameter(initial.clone())
+        optimizer = torch.optim.LBFGS(
+            [volume],
+            lr=rate,
+            max_iter=config.inner_iterations,
+            line_search_fn=None if config.line_search == "none" else config.line_search,
+        )
+        for iteration in range(config.iterations):
+            began = time.perf_counter()
+            step = index * config.iterations + iteration + 1
+            rng = np.random.default_rng([config.seed, 2, index, iteration])
+            drawn = make_batches(fit, config.batch_size, rng)[: config.batches_per_iteration]
+
+            def closure(drawn: list[Indices] = drawn, volume: torch.nn.Parameter = volume) -> float:
+                loss, gradient = 0.0, torch.zeros_like(volume)
+                for batch in drawn:
+                    part, part_gradient = engine.loss_and_gradient(volume.detach(), batch)
+                    loss += part / len(drawn)
+                    gradient += part_gradient / len(drawn)
+                if not loss < DIVERGED_FACTOR * first_loss:
+                    raise _StepDiverged
+                volume.grad = gradient
+                return loss
+
+            note, loss, misfit = f"learning rate {rate:g}", math.inf, None
+            try:
+                optimizer.step(closure)
+                loss = engine.loss(volume.detach(), fit)
+            except _StepDiverged:
+                note += " diverged"
+            diverged = not loss < DIVERGED_FACTOR * first_loss
+            if not diverged:
+                misfit = engine.loss(volume.detach(), held) if len(held) else None
+                if loss < best_loss:
+                    best, best_loss, best_step = _output(model, volume), loss, step
+            seconds += time.perf_counter() - began
+            yield State(
+                step=step,
+                total=total,
+                volume=best,
+                volume_step=best_step,
+                loss=loss,
+                heldout=misfit,
+                seconds=seconds,
+                note=note,
+                checkpoint={name: np.asarray(value) for name, value in before.items()}
+                | {"step": np.array(index * config.iterations)},
+            )
+            if diverged:
+                break
+    if not math.isfinite(best_loss):
+        rates = ", ".join(f"{r:g}" for r in config.learning_rates)
+        raise Diverged(f"L-BFGS diverged at every learning rate ({rates}); give smaller ones, or line_search strong_wolfe")
+
+
+def _make_model(scan: Scan, config: AdamConfig | LBFGSConfig, device: torch.device | str) -> ForwardModel:
+    slices = specimen_slices(scan, config.slices, config.slice_thickness_A)
+    return ForwardModel(scan, slices, config.slice_thickness_A, config.model, device=device)
+
+
+def _start_volume(model: ForwardModel, start: npt.NDArray[np.floating] | None) -> Tensor:
+    volume = torch.zeros(model.volume_shape, dtype=model.real_dtype, device=model.device)
+    if start is not None:
+        expected = (model.volume_shape[0], *model.field.shape)
+        check(
+            start.shape == expected,
+            f"the start volume has shape {start.shape}; this scan's object field has {expected} (slices, y, x)",
+        )
+        check(bool(np.isfinite(start).all()), "the start volume has values that are not numbers")
+        m = model.margin
+        inner = volume[:, m : volume.shape[1] - m, m : volume.shape[2] - m]
+        inner.copy_(torch.as_tensor(np.ascontiguousarray(start)))
+    return volume
+
+
+def _output(model: ForwardModel, volume: Tensor) -> npt.NDArray[np.float32]:
+    """A copy that nobody can change, on the object field."""
+    result = np.array(model.crop(volume.detach().cpu().numpy()), np.float32)
+    result.flags.writeable = False
+    return result
+
+
+def _copy(tensor: Tensor) -> npt.NDArray[np.float32]:
+    return np.array(tensor.detach().cpu().numpy())
+
+
+def _check_loss(loss: float, first_loss: float, step: int, learning_rate: float) -> None:
+    # the Poisson loss of a good model may be small or negative beside its first value: only growth is judged
+    if not (math.isfinite(loss) and loss <= max(DIVERGED_FACTOR * abs(first_loss), first_loss + DIVERGED_FACTOR)):
+        raise Diverged(
+            f"the reconstruction diverged in step {step}: loss {loss:g} after {first_loss:g} at first; "
+            f"lower the learning rate ({learning_rate:g})"
+        )
+
+
+def check_finite(volume: Tensor, step: int) -> None:
+    """Raise ``Diverged`` for a volume with values that are not numbers."""
+    if not bool(torch.isfinite(volume).all()):
+        raise Diverged(f"the reconstruction diverged in step {step}: the volume has values that are not numbers")

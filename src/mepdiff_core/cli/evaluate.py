@@ -1,0 +1,78 @@
+"""mepdiff evaluate"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mepdiff_core.cli.common import Stopped, add_device, add_json, add_settings, emit, progress_bar, read_settings
+
+EPILOG = """\
+For each crystal a scan is simulated (abTEM's potentials at 0.1 Å, the paper's optics and dose, a random origin), then every
+method reconstructs it, all of them without the same 5 % of patterns. The folder holds results.csv (a row for each crystal,
+axis and method), report.html and the runs. A crystal that fails is a row with its reason. --resume goes on.
+
+examples:
+  mepdiff evaluate --structures cifs --methods adam,lbfgs,adam-best --out evaluation
+  mepdiff evaluate --structures cifs --methods adam,adam-best --n 6 --axes c,a --set engine=fast --set adam.iterations=50 --out eval
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="compare methods over many crystals",
+        description="Simulate crystals, reconstruct them with several methods, and compare: methods x crystals.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--structures", required=True, metavar="DIR", help="folder of CIF files")
+    parser.add_argument("--methods", default="adam,lbfgs,adam-best", metavar="A,B,C", help="methods (default: all)")
+    parser.add_argument("--n", type=int, help="crystals times axes, at most (default: all)")
+    parser.add_argument("--axes", default="c", metavar="A,B,C", help="lattice vectors along the beam (default c)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="evaluation folder")
+    parser.add_argument("--simulation", metavar="FILE.yaml", help="how to simulate (as --optics of 'mepdiff simulate')")
+    add_device(parser)
+    add_settings(parser, "methods' settings")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted evaluation")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from mepdiff_core.config import check
+    from mepdiff_core.evaluate import evaluate, load_simulation, summarize
+    from mepdiff_core.report import text_table
+
+    check(arguments.n is None or arguments.n >= 1, f"--n is {arguments.n}; expected at least 1")
+    methods = [m for m in arguments.methods.split(",") if m]
+    simulation = load_simulation(arguments.simulation) if arguments.simulation else None
+    rows: list[dict[str, Any]] = []
+    bar = progress_bar(0, "evaluate", "run")
+    try:
+        steps = evaluate(
+            arguments.structures,
+            methods,
+            arguments.out,
+            n=arguments.n,
+            axes=[a for a in arguments.axes.split(",") if a],
+            settings=read_settings(arguments),
+            simulation=simulation,
+            device=arguments.device,
+            resume=arguments.resume,
+            progress=bar.set_postfix_str,
+        )
+        for step in steps:
+            bar.total = step.total
+            bar.n = step.done
+            bar.set_postfix_str(step.message)
+            rows = list(step.rows)
+    except KeyboardInterrupt:
+        raise Stopped("stopped; the same command with --resume goes on") from None
+    finally:
+        bar.close()
+    summary = summarize(rows, methods)
+    text = text_table(summary, ["method", "over"])
+    for row in rows:
+        if row["error"]:
+            text += f"\n{row['crystal']} along {row['axis']}, {row['method']}: {row['error']}"
+    emit(arguments, {"folder": arguments.out, "rows": rows, "summary": summary}, f"{text}\n{arguments.out}/report.html")

@@ -1,0 +1,87 @@
+"""mepdiff reconstruct"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from mepdiff_core.cli.common import (
+    StateBar,
+    Stopped,
+    add_device,
+    add_json,
+    add_settings,
+    emit,
+    read_settings,
+)
+
+EPILOG = """\
+methods:
+  adam-best   PtyRAD as an expert runs it: Poisson loss, positive phase, regular depth, stopped by held-out patterns
+  adam        PtyRAD with Adam as the MEP-Diffusion paper ran it, 200 passes
+  lbfgs       PtyRAD with L-BFGS as the paper ran it, learning rates 1, 0.1 and 0.01
+
+The run folder holds volume.ome.tif (phase in rad), history.csv, metrics.json, run.yaml and report.html.
+Ctrl-C stops and keeps everything; the same command with --resume goes on.
+
+examples:
+  mepdiff reconstruct scan.h5 --out run
+  mepdiff reconstruct scan.h5 --method adam --steps 50 --out run-adam
+  mepdiff reconstruct scan.h5 --method adam --set engine=fast --probe probe.h5 --out run-fast
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "reconstruct",
+        help="reconstruct the phase volume of a scan",
+        description="Reconstruct the phase volume of a 4D-STEM scan into a run folder, with metrics and a report.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("scan", metavar="SCAN.h5", help="the scan file")
+    parser.add_argument("--method", default="adam-best", metavar="NAME", help="adam-best (default), adam or lbfgs")
+    parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make (or to go on with, by --resume)")
+    parser.add_argument("--steps", type=int, help="passes over the patterns, at most (the setting 'iterations')")
+    parser.add_argument("--seed", type=int, help="of mini-batches and held-out patterns (default 0)")
+    parser.add_argument("--slices", type=int, help="number of slices (default: from the scan's thickness)")
+    parser.add_argument("--start", metavar="VOLUME.tif", help="start from this volume instead of from zeros")
+    parser.add_argument("--probe", metavar="PROBE.h5", help="probe of 'mepdiff fit-probe' instead of the scan's own")
+    add_device(parser)
+    add_settings(parser, "method's settings")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted run, with the settings on its record"
+    )
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from mepdiff_core.report import text_table
+    from mepdiff_core.tasks import run_to_folder
+
+    settings = read_settings(arguments)
+    for option, name in (("steps", "iterations"), ("seed", "seed"), ("slices", "slices")):
+        if getattr(arguments, option) is not None:
+            settings[name] = getattr(arguments, option)
+    bar = StateBar(arguments.method)
+    try:
+        result = run_to_folder(
+            arguments.scan,
+            arguments.out,
+            arguments.method,
+            settings,
+            arguments.device,
+            arguments.start,
+            arguments.probe,
+            arguments.resume,
+            bar,
+        )
+    except KeyboardInterrupt:
+        bar.close()
+        command = f"mepdiff reconstruct {arguments.scan} --method {arguments.method} --out {arguments.out} --resume"
+        raise Stopped(f"stopped; go on with: {command}") from None
+    bar.close()
+    text = text_table([result.metrics], ["method"]) + f"\n{result.folder}/report.html"
+    emit(arguments, {"folder": str(result.folder), **result.metrics}, text)
+    sys.stdout.flush()

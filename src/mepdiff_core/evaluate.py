@@ -1,0 +1,259 @@
+"""Methods x crystals: simulate, reconstruct, compare; one table, one page, resumable at any point."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from mepdiff_core.config import check, dump_yaml, from_dict, merge, read_yaml, to_dict
+from mepdiff_core.crystals import Axis
+from mepdiff_core.errors import InputError
+from mepdiff_core.files import make_folder, write_text
+from mepdiff_core.reconstruct import METHODS, method_config
+from mepdiff_core.runs import versions
+from mepdiff_core.scan import load_scan, save_scan
+from mepdiff_core.simulate import SimulationConfig, simulate_steps
+from mepdiff_core.states import State
+from mepdiff_core.tasks import run_to_folder
+
+COLUMNS = ["crystal", "axis", "method", "ssim_2d", "ssim_3d", "ssim_atoms", "psnr_dB", "nrmse", "nrmse_atoms", "depth_correlation", "r_factor", "r_heldout", "seconds", "network_calls", "failure_class", "error"]
+HELDOUT_FRACTION = 0.05
+"""Every method leaves out the same patterns here, so that their held-out R-factors can be compared."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One crystal file along one axis."""
+
+    path: Path
+    axis: Axis
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.stem}_{self.axis}"
+
+
+@dataclass(frozen=True)
+class EvaluationStep:
+    """Progress: ``done`` of ``total`` runs; ``message`` says what goes on now; ``rows`` are those of ``results.csv`` so far."""
+
+    done: int
+    total: int
+    message: str
+    rows: tuple[Mapping[str, Any], ...] = ()
+
+
+def find_cases(structures: str | Path, axes: Sequence[str], n: int | None) -> list[Case]:
+    """Crystal files of a folder (or one file) times axes, by name; the first n.
+
+    Raises:
+        InputError: no such folder, no CIF files in it, or an unknown axis.
+    """
+    structures = Path(structures)
+    check(structures.exists(), f"{structures}: no such folder")
+    files = sorted(structures.glob("*.cif")) if structures.is_dir() else [structures]
+    check(len(files) > 0, f"{structures} has no CIF files (*.cif)")
+    for axis in axes:
+        check(axis in get_args(Axis), f"axis '{axis}' is not known; choose from a, b, c")
+    return [Case(file, axis) for axis in axes for file in files][:n]  # type: ignore[arg-type]
+
+
+def evaluate(
+    structures: str | Path,
+    methods: Sequence[str],
+    out: str | Path,
+    *,
+    n: int | None = None,
+    axes: Sequence[str] = ("c",),
+    settings: Mapping[str, Any] | None = None,
+    simulation: SimulationConfig | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[EvaluationStep]:
+    """Simulate each crystal, reconstruct it with each method, write ``results.csv`` and ``report.html``.
+
+    Args:
+        structures: folder of CIF files; methods: names; n: number of crystals times axes at most.
+        out: evaluation folder; with ``resume`` an interrupted one: finished rows are kept, an interrupted run goes on.
+        settings: method settings; those under a method's name go to that method, the others to all that have them.
+        simulation: how to simulate; axis and seed are set for each crystal.
+        progress: called with a line for every state of a run.
+
+    Raises:
+        InputError: bad input. A crystal or method that fails is a row with its reason instead.
+    """
+    for method in methods:
+        check(method in METHODS, f"method '{method}' is not known; choose from {', '.join(METHODS)}")
+    check(len(methods) > 0, "no methods; give at least one")
+    cases = find_cases(structures, axes, n)
+    simulation = simulation or SimulationConfig(origin_A=None)
+    per_method = {method: _settings_of(method, settings or {}) for method in methods}
+    out = Path(out)
+    request = {
+        "structures": str(structures),
+        "simulation": to_dict(simulation),
+        "methods": {method: to_dict(method_config(method, values)) for method, values in per_method.items()},
+        "versions": versions(),
+    }
+    rows = _open_folder(out, request, resume)
+    known = {(row["crystal"], row["axis"], row["method"]) for row in rows}
+    total = len(cases) * len(methods)
+
+    for index, case in enumerate(cases):
+        scan_path = out / "scans" / f"{case.name}.h5"
+        for method in methods:
+            key = (case.path.stem, case.axis, method)
+            if key in known:
+                continue
+            row: dict[str, Any] = {
+                "crystal": case.path.stem,
+                "axis": case.axis,
+                "method": method,
+                "network_calls": 0,
+                "error": "",
+            }
+            try:
+                if not scan_path.exists():
+                    config = replace(simulation, axis=case.axis, seed=simulation.seed + index)
+                    for step in simulate_steps(case.path, config):
+                        if step.scan is not None:
+                            save_scan(step.scan, scan_path)
+                        elif progress:
+                            progress(f"{case.name}: simulating pattern {step.step} of {step.total}")
+                yield EvaluationStep(len(rows), total, f"{case.name}: {method}")
+                folder = out / "runs" / f"{case.name}_{method}"
+                result = run_to_folder(
+                    scan_path,
+                    folder,
+                    method,
+                    per_method[method],
+                    device,
+                    resume=(folder / "run.yaml").exists(),
+                    progress=partial(_tell, progress, f"{case.name}: {method}"),
+                )
+                row |= {k: v for k, v in result.metrics.items() if k in COLUMNS}
+            except InputError as error:
+                row["error"] = str(error)
+            rows.append(row)
+            _write_results(out, rows)
+            yield EvaluationStep(len(rows), total, f"{case.name}: {method} done", tuple(rows))
+    _write_summary(out, cases, methods, rows, request)
+    yield EvaluationStep(len(rows), total, "report written", tuple(rows))
+
+
+def _tell(progress: Callable[[str], None] | None, who: str, state: State) -> None:
+    if progress is not None:
+        progress(f"{who} step {state.step} of {state.total}, loss {state.loss:.5g}")
+
+
+def _settings_of(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """This method's part of the settings; one that no method here has is an error when its config is made."""
+    fields = to_dict(METHODS[method].default)
+    shared = {k: v for k, v in settings.items() if k not in METHODS}
+    everywhere = {name for other in METHODS.values() for name in to_dict(other.default)}
+    mine = {k: v for k, v in shared.items() if k in fields or k not in everywhere}
+    own = settings.get(method, {})
+    check(isinstance(own, Mapping), f"settings of method {method} must be names and values, got {own!r}")
+    return merge(merge({"heldout_fraction": HELDOUT_FRACTION}, mine), own)
+
+
+def _open_folder(out: Path, request: Mapping[str, Any], resume: bool) -> list[dict[str, Any]]:
+    record = out / "evaluation.yaml"
+    if resume:
+        check(record.exists(), f"{out} holds no evaluation (no evaluation.yaml); leave out --resume to start one")
+        old = read_yaml(record)
+        for name in ("simulation", "methods"):
+            check(
+                old.get(name) == request[name],
+                f"the evaluation in {out} has other {name} settings; use those, or another folder",
+            )
+        results = out / "results.csv"
+        if not results.exists():
+            return []
+        with results.open(newline="", encoding="utf-8") as file:
+            return [_parse(row) for row in csv.DictReader(file)]
+    make_folder(out)
+    (out / "scans").mkdir()
+    (out / "runs").mkdir()
+    write_text(record, dump_yaml(request))
+    return []
+
+
+def _parse(row: Mapping[str, str]) -> dict[str, Any]:
+    text = {"crystal", "axis", "method", "failure_class", "error"}
+    return {k: v if k in text else (float(v) if v else None) for k, v in row.items()}
+
+
+def _write_results(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows([{k: "" if v is None else v for k, v in row.items()} for row in rows])
+    write_text(out / "results.csv", table.getvalue())
+
+
+def summarize(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Mean and median of every metric for each method over the crystals that all methods finished."""
+    finished = {m: {(r["crystal"], r["axis"]) for r in rows if r["method"] == m and not r["error"]} for m in methods}
+    common = set.intersection(*finished.values()) if finished else set()
+    numeric = [c for c in COLUMNS[3:] if c not in ("failure_class", "error", "network_calls")]
+    summary = []
+    for method in methods:
+        mine = [r for r in rows if r["method"] == method and (r["crystal"], r["axis"]) in common]
+        for label, function in (("mean", np.mean), ("median", np.median)):
+            values = {c: [float(r[c]) for r in mine if r.get(c) not in (None, "")] for c in numeric}
+            summary.append(
+                {
+                    "method": method,
+                    "over": f"{label} of {len(mine)}",
+                    **{c: float(function(v)) for c, v in values.items() if v},
+                }
+            )
+    return summary
+
+
+def _write_summary(
+    out: Path, cases: Sequence[Case], methods: Sequence[str], rows: Sequence[Mapping[str, Any]], request: Mapping[str, Any]
+) -> None:
+    from mepdiff_core import figures
+    from mepdiff_core.report import figure_block, metrics_table, save_figure, write_page
+    from mepdiff_core.runs import read_volume
+
+    sections = [
+        ("Methods", metrics_table(summarize(rows, methods), ["method", "over"])),
+        ("Every crystal", metrics_table(rows, ["crystal", "axis", "method", "failure_class", "error"])),
+    ]
+    for case in cases:
+        done = [
+            m
+            for m in methods
+            if any(
+                r["crystal"] == case.path.stem and r["axis"] == case.axis and r["method"] == m and not r["error"]
+                for r in rows
+            )
+        ]
+        if not done:
+            continue
+        scan = load_scan(out / "scans" / f"{case.name}.h5")
+        volumes = {m: read_volume(out / "runs" / f"{case.name}_{m}" / "volume.ome.tif") for m in done}
+        assert scan.truth is not None
+        figure = figures.slices_figure(volumes, scan.truth.phase, scan.truth.voxel_size_A)
+        png = save_figure(figure, out / f"slices_{case.name}.png")
+        caption = f"{scan.info.get('formula')} along {case.axis}: slices from the entrance face (left) down, one grey scale."
+        sections.append((f"{case.path.stem}, {case.axis}", figure_block(png, caption)))
+    lead = f"{len(cases)} specimens, {len(methods)} methods; simulated by abTEM at 0.1 Å, reconstructed at the detector's pixel."
+    write_page(out / "report.html", "Methods × crystals", lead, sections, request)
+
+
+def load_simulation(path: str | Path | None, **overrides: Any) -> SimulationConfig:
+    """Simulation settings from a YAML file with some put over it; None among the overrides means: as it was."""
+    values = read_yaml(path) if path is not None else {}
+    return from_dict(SimulationConfig, merge(values, overrides), str(path) if path is not None else "simulation")

@@ -1,0 +1,196 @@
+"""The pictures: slices, diffraction patterns, losses, depth profiles, probes. Each function returns a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from mepdiff_core.metrics import ATOM_LEVEL, align_offset, middle, ssim_2d
+
+Volume = npt.NDArray[np.floating]
+GAMMA = 0.6
+"""Light atoms show beside heavy ones."""
+INK, MUTED = "#1b1b1f", "#6c6c76"
+COLORS = ("#1f77b4", "#d1495b", "#2e9e6b", "#8a5fb0", "#e08e2b", "#3f3f46")
+
+
+def slices_figure(
+    volumes: Mapping[str, Volume], truth: Volume | None, voxel_size_A: Sequence[float], most: int = 8
+) -> Figure:
+    """Slices by depth, one row a volume, the truth first, all on the truth's grey scale (the paper's Figures 9 and 10).
+
+    Args:
+        volumes: (z, y, x) in rad by name; truth: on the same grid, or None.
+        voxel_size_A: (z, y, x), Å.
+        most: columns at most; more slices than that are thinned out evenly.
+    """
+    rows = ([("truth", middle(truth))] if truth is not None else []) + [(k, middle(v)) for k, v in volumes.items()]
+    reference = rows[0][1]
+    shown = np.unique(np.linspace(0, len(reference) - 1, min(most, len(reference))).round().astype(int))
+    low, high = (0.0, float(reference.max())) if truth is not None else _range([v for _, v in rows])
+    norm = PowerNorm(GAMMA, low, high)
+    height, width = reference.shape[1:]
+    figure = Figure(
+        figsize=(1.35 * len(shown) + 1.6, (1.35 * height / width + 0.12) * len(rows) + 0.55), layout="constrained"
+    )
+    axes = figure.subplots(len(rows), len(shown), squeeze=False)
+    image = None
+    for (name, volume), line in zip(rows, axes, strict=True):
+        aligned = align_offset(volume, middle(truth)) if truth is not None else volume
+        for z, axis in zip(shown, line, strict=True):
+            if z < len(aligned):
+                image = axis.imshow(aligned[z], cmap="gray", norm=norm, interpolation="nearest")
+            _bare(axis)
+        label = name
+        if truth is not None and name != "truth" and aligned.shape == middle(truth).shape:
+            label += f"\nSSIM {ssim_2d(aligned, middle(truth).astype(float)):.3f}"
+        line[0].set_ylabel(label, color=INK, fontsize=9)
+    for z, axis in zip(shown, axes[0], strict=True):
+        axis.set_title(f"z = {(z + 0.5) * voxel_size_A[0]:.1f} Å", fontsize=8, color=MUTED)
+    assert image is not None
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01, aspect=30)
+    bar.set_label(f"phase (rad), gamma {GAMMA}", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    axes[-1, 0].set_xlabel(f"{width * voxel_size_A[2]:.1f} Å wide", fontsize=8, color=MUTED)
+    return figure
+
+
+def patterns_figure(measured: Volume, predicted: Mapping[str, Volume], k_step_invA: float, labels: Sequence[str]) -> Figure:
+    """Measured beside predicted patterns as square roots, one column a position (the paper's Figure 11).
+
+    Args:
+        measured: (n, ky, kx); predicted: the same by name; both in electrons, zero frequency at n // 2.
+        k_step_invA: pixel of the patterns, 1/Å.
+        labels: what to call each position.
+    """
+    rows = [("measured", measured), *predicted.items()]
+    count, n = len(measured), measured.shape[-1]
+    figure = Figure(figsize=(2.1 * count + 0.9, 2.1 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    edge = n / 2 * k_step_invA
+    image = None
+    for column in range(count):
+        high = float(np.sqrt(np.percentile(measured[column], 99.7)))
+        for (name, patterns), line in zip(rows, axes, strict=True):
+            image = line[column].imshow(
+                np.sqrt(patterns[column]), cmap="magma", vmin=0, vmax=high, extent=(-edge, edge, edge, -edge)
+            )
+            _bare(line[column])
+            if column == 0:
+                line[column].set_ylabel(name, color=INK, fontsize=9)
+        axes[0, column].set_title(labels[column], fontsize=8, color=MUTED)
+    assert image is not None
+    axes[-1, 0].set_xlabel(f"±{edge:.2g} 1/Å; square root of electrons", fontsize=8, color=MUTED)
+    return figure
+
+
+def losses_figure(histories: Mapping[str, Sequence[Mapping[str, object]]]) -> Figure:
+    """Loss and held-out misfit by step, each run's own axis, for their losses are of different kinds."""
+    figure = Figure(figsize=(4.2 * len(histories), 3.0), layout="constrained")
+    for axis, (name, rows) in zip(figure.subplots(1, len(histories), squeeze=False)[0], histories.items(), strict=True):
+        for key, label, color in (("loss", "loss of the fit", COLORS[0]), ("heldout", "held-out misfit", COLORS[1])):
+            points = [(int(str(r["step"])), float(str(r[key]))) for r in rows if r[key] not in ("", None)]
+            points = [(s, v) for s, v in points if np.isfinite(v)]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=color, marker="o", markersize=2.5, linewidth=1.2, label=label)
+        kept = int(str(rows[-1]["volume_step"]))
+        if kept != int(str(rows[-1]["step"])):
+            axis.axvline(kept, color=MUTED, linewidth=0.8, linestyle=":", label="the answer")
+        axis.set_title(name, fontsize=9, color=INK)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.ticklabel_format(axis="y", useOffset=False)
+        axis.legend(fontsize=7, frameon=False)
+        _plain(axis)
+    return figure
+
+
+def depth_figure(volumes: Mapping[str, Volume], truth: Volume, voxel_size_A: Sequence[float], columns: int = 4) -> Figure:
+    """Depth profiles through the strongest atom columns of the truth, and where they are."""
+    area = middle(truth)
+    projection = area.sum(0)
+    places = _peaks(projection, columns)
+    figure = Figure(figsize=(2.6 * (len(places) + 1), 3.0), layout="constrained")
+    axes = figure.subplots(1, len(places) + 1, squeeze=False)[0]
+    axes[0].imshow(projection, cmap="gray")
+    axes[0].set_title("truth, projected", fontsize=8, color=MUTED)
+    _bare(axes[0])
+    depth = (np.arange(len(area)) + 0.5) * voxel_size_A[0]
+    for number, ((y, x), axis) in enumerate(zip(places, axes[1:], strict=True)):
+        color = COLORS[number % len(COLORS)]
+        axes[0].plot(x, y, "o", markersize=8, markerfacecolor="none", markeredgecolor=color, markeredgewidth=1.6)
+        axis.step(depth, area[:, y, x], where="mid", color=INK, linewidth=1.8, label="truth")
+        for line, (name, volume) in enumerate(volumes.items()):
+            aligned = align_offset(middle(volume), area)
+            axis.step(
+                depth, aligned[:, y, x], where="mid", color=COLORS[(line + 1) % len(COLORS)], linewidth=1.2, label=name
+            )
+        axis.set_title(f"column {number + 1}", fontsize=8, color=color)
+        axis.set_xlabel("depth (Å)", fontsize=8)
+        axis.tick_params(labelsize=7)
+        _plain(axis)
+    axes[1].set_ylabel("phase (rad)", fontsize=8)
+    handles, names = axes[1].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
+    return figure
+
+
+def probe_figure(probes: Mapping[str, npt.NDArray[np.complexfloating]], pixel_size_A: float) -> Figure:
+    """Intensity in real space, amplitude and phase in reciprocal space, one row a probe (its strongest mode)."""
+    figure = Figure(figsize=(8.2, 2.6 * len(probes)), layout="constrained")
+    axes = figure.subplots(len(probes), 3, squeeze=False)
+    for (name, modes), line in zip(probes.items(), axes, strict=True):
+        probe = modes[int(np.argmax(np.sum(np.abs(modes) ** 2, axis=(1, 2))))]
+        n = probe.shape[-1]
+        spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(probe), norm="ortho"))
+        half, edge = n * pixel_size_A / 2, 0.5 / pixel_size_A
+        line[0].imshow(np.abs(probe) ** 2, cmap="magma", extent=(-half, half, half, -half))
+        line[1].imshow(np.abs(spectrum), cmap="gray", extent=(-edge, edge, edge, -edge))
+        strong = np.abs(spectrum) > 0.1 * np.abs(spectrum).max()
+        phase = np.where(strong, np.angle(spectrum), np.nan)
+        line[2].imshow(phase, cmap="twilight", vmin=-np.pi, vmax=np.pi, extent=(-edge, edge, edge, -edge))
+        radius = np.sqrt(strong.sum() / np.pi) * 2 * edge / n * 1.4
+        for axis in line[1:]:
+            axis.set_xlim(-radius, radius)
+            axis.set_ylim(radius, -radius)
+            axis.set_xlabel("1/Å", fontsize=8)
+        line[0].set_xlabel("Å", fontsize=8)
+        line[0].set_ylabel(name, fontsize=9, color=INK)
+        for axis in line:
+            axis.tick_params(labelsize=7)
+    for axis, title in zip(axes[0], ("intensity", "amplitude of the spectrum", "phase of the spectrum"), strict=True):
+        axis.set_title(title, fontsize=8, color=MUTED)
+    return figure
+
+
+def _peaks(image: Volume, count: int) -> list[tuple[int, int]]:
+    from skimage.feature import peak_local_max
+
+    height, width = image.shape
+    border = max(1, min(height, width) // 12)
+    found = peak_local_max(image, min_distance=4, exclude_border=border, threshold_rel=ATOM_LEVEL)
+    if not len(found):
+        return [(height // 2, width // 2)]
+    # columns of different kinds tell more than four of the strongest kind: take them along the order of strength
+    order = np.unique(np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int))
+    return [(int(found[i][0]), int(found[i][1])) for i in order]
+
+
+def _range(volumes: Sequence[Volume]) -> tuple[float, float]:
+    values = np.concatenate([v.ravel() for v in volumes])
+    low, high = (float(v) for v in np.percentile(values, (1, 99.8)))
+    return (low, high) if high > low else (low, low + 1)
+
+
+def _bare(axis: object) -> None:
+    axis.set_xticks([])  # type: ignore[attr-defined]
+    axis.set_yticks([])  # type: ignore[attr-defined]
+
+
+def _plain(axis: object) -> None:
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)  # type: ignore[attr-defined]

@@ -1,0 +1,231 @@
+"""Probe fit: one probe and a volume for each scan, together, by Adam; then the probe is held fixed.
+
+Source: MEP-Diffusion, appendix C (32 scans of a validation set, taken under one probe condition).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mepdiff_core.baselines import Checkpoint, check_finite, make_batches, specimen_slices
+from mepdiff_core.config import check
+from mepdiff_core.errors import Diverged, InputError
+from mepdiff_core.files import atomic_path
+from mepdiff_core.forward import ForwardModel, ModelConfig
+from mepdiff_core.likelihood import LikelihoodName, make_likelihood
+from mepdiff_core.scan import Scan
+from mepdiff_core.states import ProbeState
+
+
+@dataclass(frozen=True)
+class ProbeFitConfig:
+    """How to fit a probe.
+
+    Attributes:
+        iterations: passes over all patterns of all scans.
+        batch_size: patterns a mini-batch.
+        learning_rate: Adam's for the volumes, rad.
+        probe_learning_rate: Adam's for the probe's spectrum, in units of its mean amplitude inside the aperture; it falls
+            to a tenth along the fit.
+        support: the spectrum is free within this many radii of the aperture and zero outside.
+        likelihood: amplitude or poisson.
+        positivity: keep the volumes' phase positive.
+        slices, slice_thickness_A, seed: as for the reconstructions.
+    """
+
+    iterations: int = 20
+    batch_size: int = 32
+    learning_rate: float = 5e-3
+    probe_learning_rate: float = 0.03
+    support: float = 1.25
+    likelihood: LikelihoodName = "poisson"
+    positivity: bool = True
+    slices: int | None = None
+    slice_thickness_A: float = 1.6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.iterations >= 1, f"iterations is {self.iterations}; expected at least 1")
+        check(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
+        check(self.learning_rate > 0, f"learning_rate is {self.learning_rate:g}; expected more than 0")
+        check(self.probe_learning_rate > 0, f"probe_learning_rate is {self.probe_learning_rate:g}; expected more than 0")
+        check(self.support >= 1, f"support is {self.support:g}; expected at least 1")
+        check(self.seed >= 0, f"seed is {self.seed}; expected 0 or more")
+
+
+def fit_probe(
+    scans: Sequence[Scan],
+    config: ProbeFitConfig | None = None,
+    device: torch.device | str = "cpu",
+    checkpoint: Checkpoint | None = None,
+) -> Iterator[ProbeState]:
+    """Fit one probe to several scans, a state an iteration.
+
+    Args:
+        scans: taken under the same probe condition: same pattern size and calibration.
+        config: settings.
+        device: torch device.
+        checkpoint: ``State.checkpoint`` of an earlier, equal fit.
+
+    Raises:
+        InputError: no scans, or scans of different size, energy or calibration. Diverged: as for reconstructions.
+    """
+    config = config or ProbeFitConfig()
+    check(len(scans) > 0, "no scans; give at least one")
+    first = scans[0]
+    for scan in scans[1:]:
+        same = (scan.n_pixels, scan.optics.energy_eV) == (first.n_pixels, first.optics.energy_eV)
+        check(
+            same and math.isclose(scan.k_step_invA, first.k_step_invA, rel_tol=1e-6),
+            f"the scans differ: {scan.n_pixels} px of {scan.k_step_invA:g} 1/Å at {scan.optics.energy_eV:g} eV beside "
+            f"{first.n_pixels} px of {first.k_step_invA:g} 1/Å at {first.optics.energy_eV:g} eV; one probe cannot fit both",
+        )
+    likelihood = make_likelihood(config.likelihood)
+    models = []
+    for scan in scans:
+        slices = specimen_slices(scan, config.slices, config.slice_thickness_A)
+        models.append(ForwardModel(scan, slices, config.slice_thickness_A, ModelConfig(), first.get_probe(), device))
+    device = models[0].device
+
+    k = torch.fft.fftfreq(first.n_pixels, first.pixel_size_A, device=device)
+    support = (k[:, None] ** 2 + k[None, :] ** 2).sqrt() <= config.support * first.optics.k_aperture_invA
+    unit = 1 / math.sqrt(math.pi * (first.optics.k_aperture_invA / first.k_step_invA) ** 2)
+    start = torch.fft.fft2(models[0].multislice.probe, norm="ortho") * support
+    spectrum = torch.nn.Parameter(torch.view_as_real(start / unit).clone())
+    volumes = [torch.nn.Parameter(torch.zeros(m.volume_shape, device=device)) for m in models]
+    probe_optimizer = torch.optim.Adam([spectrum], lr=config.probe_learning_rate, betas=(0.9, 0.99))
+    optimizers = [torch.optim.Adam([v], lr=config.learning_rate) for v in volumes]
+    tensors = {"spectrum": (spectrum, probe_optimizer)} | {
+        f"volume_{i}": (v, o) for i, (v, o) in enumerate(zip(volumes, optimizers, strict=True))
+    }
+    done, seconds = 0, 0.0
+    if checkpoint is not None:
+        done, seconds = int(checkpoint["step"]), float(checkpoint["seconds"])
+        for name, (parameter, optimizer) in tensors.items():
+            arrays = {key: torch.as_tensor(np.array(checkpoint[f"{name}.{key}"])) for key in ("value", *_MOMENTS, "steps")}
+            parameter.data.copy_(arrays["value"])
+            optimizer.state[parameter] = {"step": arrays["steps"], **{key: arrays[key].to(device) for key in _MOMENTS}}
+
+    for step in range(done + 1, config.iterations + 1):
+        began = time.perf_counter()
+        for group in probe_optimizer.param_groups:
+            group["lr"] = config.probe_learning_rate * 0.1 ** ((step - 1) / max(1, config.iterations - 1))
+        losses = []
+        for index, (model, volume, optimizer) in enumerate(zip(models, volumes, optimizers, strict=True)):
+            rng = np.random.default_rng([config.seed, 3, index, step])
+            for batch in make_batches(np.arange(len(model.patterns)), config.batch_size, rng):
+                model.multislice.set_probe(_to_probe(spectrum, unit))
+                loss, gradient, by_probe = model.loss_and_gradient(volume.detach(), batch, likelihood, want_probe=True)
+                if not math.isfinite(float(loss)):
+                    raise Diverged(f"the probe fit diverged in iteration {step}; lower probe_learning_rate or learning_rate")
+                assert by_probe is not None
+                losses.append(float(loss))
+                volume.grad = gradient
+                optimizer.step()
+                spectrum.grad = torch.view_as_real(torch.fft.fft2(by_probe, norm="ortho") * support * unit).contiguous()
+                probe_optimizer.step()
+                with torch.no_grad():
+                    if config.positivity:
+                        volume.clamp_(min=0)
+                    # the beam's electrons are known: the probe's intensity stays 1
+                    spectrum.div_(unit * spectrum.square().sum().sqrt())
+            check_finite(volume, step)
+        seconds += time.perf_counter() - began
+        probe = _to_probe(spectrum, unit).detach().cpu().numpy().astype(np.complex64)
+        saved: dict[str, npt.NDArray[np.generic]] = {"step": np.array(step), "seconds": np.array(seconds)}
+        for name, (parameter, optimizer) in tensors.items():
+            saved[f"{name}.value"] = np.array(parameter.detach().cpu().numpy())
+            saved[f"{name}.steps"] = np.array(float(optimizer.state[parameter]["step"]), np.float32)
+            for key in _MOMENTS:
+                saved[f"{name}.{key}"] = np.array(optimizer.state[parameter][key].cpu().numpy())
+        yield ProbeState(
+            step=step,
+            total=config.iterations,
+            volume=np.array(volumes[0].detach().cpu().numpy()),
+            volume_step=step,
+            loss=float(np.mean(losses)),
+            seconds=seconds,
+            checkpoint=saved,
+            probe=probe,
+        )
+
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def _to_probe(spectrum: Tensor, unit: float) -> Tensor:
+    return torch.fft.ifft2(torch.view_as_complex(spectrum.detach()) * unit, norm="ortho")
+
+
+def probe_overlap(a: npt.NDArray[np.complexfloating], b: npt.NDArray[np.complexfloating]) -> float:
+    """How much two probes are the same, 0 to 1: |<a, b>|² of their strongest modes, at the shift where it is largest.
+
+    A common shift of probe and specimen changes no pattern, so it is taken out (to a hundredth of a pixel).
+
+    Args:
+        a, b: (modes, y, x).
+    """
+    strongest = [p[int(np.argmax(np.sum(np.abs(p) ** 2, axis=(1, 2))))] for p in (a, b)]
+    first, second = (np.fft.fft2(p / np.linalg.norm(p)) for p in strongest)
+    product = first.conj() * second / first.size
+    n = first.shape[-1]
+    coarse = np.abs(np.fft.ifft2(product)) * n * n
+    centre = np.array(np.unravel_index(int(np.argmax(coarse)), coarse.shape), float)
+    k = np.fft.fftfreq(n)
+    best = float(coarse.max())
+    for width in (0.5, 0.05):
+        offsets = np.linspace(-width, width, 11)
+        rows = np.exp(2j * np.pi * np.outer(centre[0] + offsets, k))
+        columns = np.exp(2j * np.pi * np.outer(k, centre[1] + offsets))
+        values = np.abs(rows @ product @ columns)
+        i, j = np.unravel_index(int(np.argmax(values)), values.shape)
+        best = max(best, float(values.max()))
+        centre = centre + (offsets[i], offsets[j])
+    return best**2
+
+
+def save_probe(probe: npt.NDArray[np.complex64], scan: Scan, path: str | Path) -> None:
+    """Write a probe file: ``/probe`` (modes, y, x) complex64 with the pixel size and the energy it belongs to."""
+    import h5py
+
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["format"] = "mepdiff-probe"
+        data = file.create_dataset("probe", data=probe)
+        data.attrs["pixel_size_A"] = scan.pixel_size_A
+        data.attrs["energy_eV"] = scan.optics.energy_eV
+
+
+def with_probe(scan: Scan, path: str | Path) -> Scan:
+    """The scan with the probe of a probe file put in.
+
+    Raises:
+        InputError: not a probe file, or a probe of another size, pixel or energy.
+    """
+    import h5py
+
+    check(Path(path).exists(), f"{path}: no such file")
+    try:
+        with h5py.File(path, "r") as file:
+            data = file["probe"]
+            probe = data[()].astype(np.complex64)
+            pixel, energy = float(data.attrs["pixel_size_A"]), float(data.attrs["energy_eV"])
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path} cannot be read as a probe file ({' '.join(str(error).split())})") from None
+    check(
+        math.isclose(pixel, scan.pixel_size_A, rel_tol=1e-4) and energy == scan.optics.energy_eV,
+        f"{path} holds a probe of {pixel:g} Å pixels at {energy:g} eV; the scan has {scan.pixel_size_A:g} Å at "
+        f"{scan.optics.energy_eV:g} eV",
+    )
+    try:
+        return replace(scan, probe=probe)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -1,0 +1,229 @@
+"""A 4D-STEM scan: counts, positions, calibration, optics; and our HDF5 file of it.
+
+Layout of the file: docs/conventions.md. ``/counts`` (scan_y, scan_x, ky, kx) in electrons with zero frequency at index
+n // 2, ``/positions_A`` (n, 2) as (y, x), optics and calibration as attributes, optional ``/probe`` and ``/truth/phase``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mepdiff_core.config import check, from_dict, to_dict
+from mepdiff_core.errors import InputError
+from mepdiff_core.files import atomic_path
+from mepdiff_core.optics import Optics, make_probe
+
+FORMAT = "mepdiff-scan"
+FORMAT_VERSION = 1
+
+
+def raster_positions(shape: tuple[int, int], step_A: float, rotation_deg: float = 0.0) -> npt.NDArray[np.float64]:
+    """Positions of a raster scan.
+
+    Args:
+        shape: (scan_y, scan_x).
+        step_A: distance between neighbours, Å.
+        rotation_deg: turns the fast axis from +x towards +y.
+
+    Returns:
+        (scan_y * scan_x, 2) float64 as (y, x) in Å, fast axis x; the first position is the origin.
+    """
+    rows, columns = np.mgrid[: shape[0], : shape[1]] * step_A
+    c, s = math.cos(math.radians(rotation_deg)), math.sin(math.radians(rotation_deg))
+    return np.stack([c * rows + s * columns, -s * rows + c * columns], axis=-1).reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The phase volume a simulated scan was made from.
+
+    Attributes:
+        phase: (z, y, x) float32, rad.
+        voxel_size_A: (z, y, x), Å.
+        origin_A: where the centre of voxel [0, 0, 0] lies, (z, y, x), in the frame of ``positions_A``.
+    """
+
+    phase: npt.NDArray[np.float32]
+    voxel_size_A: tuple[float, float, float]
+    origin_A: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A 4D-STEM scan.
+
+    Attributes:
+        counts: (scan_y, scan_x, ky, kx) electrons, zero frequency at index n // 2.
+        positions_A: (scan_y * scan_x, 2) float64 as (y, x), Å.
+        optics: the microscope.
+        k_step_invA: width of a detector pixel, 1/Å.
+        electrons_per_pattern: electrons of the beam in one pattern, also those that missed the detector.
+        thickness_A: specimen thickness, Å; None where nobody knows it yet.
+        probe: (modes, y, x) complex64, its intensity summing to 1; None means: make it from ``optics``.
+        truth: what a simulated scan was made from.
+        info: where the scan comes from (crystal, seed, software), for the record.
+
+    Raises:
+        InputError: shapes that do not fit together, NaN or negative counts, impossible optics.
+    """
+
+    counts: npt.NDArray[np.generic]
+    positions_A: npt.NDArray[np.float64]
+    optics: Optics
+    k_step_invA: float
+    electrons_per_pattern: float
+    thickness_A: float | None = None
+    probe: npt.NDArray[np.complex64] | None = None
+    truth: Truth | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = self.counts.shape
+        check(self.counts.ndim == 4, f"counts has shape {shape}; expected (scan_y, scan_x, ky, kx)")
+        check(min(shape) > 0, f"counts has shape {shape}; it is empty")
+        check(shape[2] == shape[3], f"patterns are {shape[2]} x {shape[3]} px; crop or pad them to a square")
+        check(shape[2] % 2 == 0, f"patterns are {shape[2]} x {shape[3]} px; crop or pad them to an even size")
+        check(np.issubdtype(self.counts.dtype, np.number), f"counts holds {self.counts.dtype}; expected numbers")
+        bad = [int(np.count_nonzero(~(row >= 0) | ~np.isfinite(row))) for row in self.counts]
+        check(not any(bad), f"counts has {sum(bad)} pixels that are negative or not a number; mask or clip them first")
+        check(any(row.any() for row in self.counts), "counts are all zero; nothing was measured")
+        n = shape[0] * shape[1]
+        check(
+            self.positions_A.shape == (n, 2),
+            f"positions_A has shape {self.positions_A.shape}; {shape[0]} x {shape[1]} patterns need ({n}, 2)",
+        )
+        check(bool(np.isfinite(self.positions_A).all()), "positions_A has values that are not numbers")
+        check(self.k_step_invA > 0, f"k_step_invA is {self.k_step_invA:g}; expected more than 0")
+        check(self.electrons_per_pattern > 0, f"electrons_per_pattern is {self.electrons_per_pattern:g}; expected > 0")
+        check(
+            self.optics.k_aperture_invA < self.k_max_invA,
+            f"semiangle_mrad {self.optics.semiangle_mrad:g} is {self.optics.k_aperture_invA:.3f} 1/Å, beyond the "
+            f"detector's {self.k_max_invA:.3f} 1/Å; check semi-angle, energy and k_step_invA",
+        )
+        if self.probe is not None:
+            check(
+                self.probe.ndim == 3 and self.probe.shape[1:] == shape[2:],
+                f"probe has shape {self.probe.shape}; patterns of {shape[2]} px need (modes, {shape[2]}, {shape[2]})",
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.counts.shape[0], self.counts.shape[1]
+
+    @property
+    def n_patterns(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def n_pixels(self) -> int:
+        """Pixels along one side of a pattern, and of the probe's window."""
+        return self.counts.shape[2]
+
+    @property
+    def k_max_invA(self) -> float:
+        return self.k_step_invA * self.n_pixels / 2
+
+    @property
+    def pixel_size_A(self) -> float:
+        """Real-space pixel that belongs to k_max: 1 / (2 k_max)."""
+        return 1 / (self.k_step_invA * self.n_pixels)
+
+    def patterns(self) -> npt.NDArray[np.generic]:
+        """(n, ky, kx): one pattern a position."""
+        return self.counts.reshape(self.n_patterns, self.n_pixels, self.n_pixels)
+
+    def get_probe(self) -> npt.NDArray[np.complex64]:
+        """(modes, y, x): the scan's own probe, else the one its optics give."""
+        if self.probe is not None:
+            return self.probe
+        return make_probe(self.optics, self.n_pixels, self.pixel_size_A)[None].astype(np.complex64)
+
+
+def save_scan(scan: Scan, path: str | Path) -> None:
+    """Write a scan to HDF5, atomically.
+
+    Raises:
+        InputError: the folder is missing, read-only or full.
+    """
+    import h5py
+
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["optics"] = json.dumps(to_dict(scan.optics))
+        file.attrs["k_step_invA"] = scan.k_step_invA
+        file.attrs["electrons_per_pattern"] = scan.electrons_per_pattern
+        if scan.thickness_A is not None:
+            file.attrs["thickness_A"] = scan.thickness_A
+        file.attrs["info"] = json.dumps(dict(scan.info))
+        chunks = (1, 1, scan.n_pixels, scan.n_pixels)
+        counts = file.create_dataset(
+            "counts", data=scan.counts, chunks=chunks, compression="gzip", compression_opts=2, shuffle=True
+        )
+        counts.attrs["axes"] = "scan_y, scan_x, ky, kx"
+        counts.attrs["unit"] = "electrons"
+        file.create_dataset("positions_A", data=scan.positions_A).attrs["axes"] = "y, x"
+        if scan.probe is not None:
+            file.create_dataset("probe", data=scan.probe)
+        if scan.truth is not None:
+            phase = file.create_dataset(
+                "truth/phase", data=scan.truth.phase, compression="gzip", compression_opts=4, shuffle=True
+            )
+            phase.attrs["voxel_size_A"] = scan.truth.voxel_size_A
+            phase.attrs["origin_A"] = scan.truth.origin_A
+
+
+def load_scan(path: str | Path) -> Scan:
+    """Read a scan.
+
+    Raises:
+        InputError: missing, empty, truncated or of another kind; or its contents do not fit together.
+    """
+    import h5py
+
+    path = Path(path)
+    check(path.exists(), f"{path}: no such file")
+    check(not path.is_dir(), f"{path} is a folder; give a scan file (.h5)")
+    check(os.access(path, os.R_OK), f"{path}: cannot be read; check its permissions")
+    check(path.stat().st_size > 0, f"{path} is empty; expected a scan file (.h5)")
+    try:
+        with h5py.File(path, "r") as file:
+            check(
+                file.attrs.get("format") == FORMAT,
+                f"{path} is HDF5 but not a mepdiff scan (attribute format is {file.attrs.get('format')!r})",
+            )
+            version = int(file.attrs["format_version"])
+            check(version <= FORMAT_VERSION, f"{path} has format version {version}; this mepdiff reads {FORMAT_VERSION}")
+            truth = None
+            if "truth/phase" in file:
+                phase = file["truth/phase"]
+                voxel, origin = (tuple(map(float, phase.attrs[name])) for name in ("voxel_size_A", "origin_A"))
+                truth = Truth(phase[()].astype(np.float32), voxel, origin)  # type: ignore[arg-type]
+            values: dict[str, Any] = {
+                "counts": file["counts"][()],
+                "positions_A": file["positions_A"][()].astype(np.float64),
+                "optics": from_dict(Optics, json.loads(file.attrs["optics"]), f"{path}: optics"),
+                "k_step_invA": float(file.attrs["k_step_invA"]),
+                "electrons_per_pattern": float(file.attrs["electrons_per_pattern"]),
+                "thickness_A": float(file.attrs["thickness_A"]) if "thickness_A" in file.attrs else None,
+                "probe": file["probe"][()].astype(np.complex64) if "probe" in file else None,
+                "truth": truth,
+                "info": json.loads(file.attrs["info"]),
+            }
+        return Scan(**values)
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+    except KeyError as error:
+        raise InputError(f"{path} is not a complete scan: {error.args[0]}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a scan; is it truncated? ({' '.join(str(error).split())})") from None
