@@ -28,8 +28,8 @@ EngineName = Literal["ptyrad", "fast"]
 Indices = npt.NDArray[np.integer]
 Checkpoint = Mapping[str, npt.NDArray[np.generic]]
 
-DIVERGED_FACTOR = 10.0
-"""A loss this many times the first one has diverged."""
+DIVERGED_PASSES = 2
+"""This many passes in a row with a loss above that of no specimen at all, and the reconstruction has diverged."""
 
 
 def _check_common(batch_size: int, heldout: float, slices: int | None, thickness: float, seed: int) -> None:
@@ -219,7 +219,8 @@ def run_adam(
         checkpoint: of a state of the same run, to go on from there.
 
     Raises:
-        Diverged: the loss is no longer finite or has grown tenfold; the states before hold the last good volume.
+        Diverged: the loss is no longer finite, or stays above that of no specimen at all; the last state holds the last
+            good volume.
     """
     model = _make_model(scan, config, device)
     engine = make_engine(config.engine, model, config.likelihood, config.constraints)
@@ -228,11 +229,13 @@ def run_adam(
 
     volume = torch.nn.Parameter(_start_volume(model, start))
     optimizer = torch.optim.Adam([volume], lr=config.learning_rate)
-    done, first_loss, best_misfit, best_step, seconds = 0, math.nan, math.inf, 0, 0.0
+    done, bad_passes, best_misfit, best_step, seconds = 0, 0, math.inf, 0, 0.0
+    vacuum = engine.loss(torch.zeros_like(volume), fit) if checkpoint is None else float(checkpoint["vacuum"])
     best = _output(model, volume)
     if checkpoint is not None:
         done, best_step = int(checkpoint["step"]), int(checkpoint["best_step"])
-        first_loss, best_misfit, seconds = (float(checkpoint[k]) for k in ("first_loss", "best_misfit", "seconds"))
+        bad_passes = int(checkpoint["bad_passes"])
+        best_misfit, seconds = float(checkpoint["best_misfit"]), float(checkpoint["seconds"])
         best = np.asarray(checkpoint["best"], np.float32)
         volume.data.copy_(torch.as_tensor(np.asarray(checkpoint["volume"])))
         optimizer.state[volume] = {
@@ -250,15 +253,20 @@ def run_adam(
         losses = []
         for batch in batches:
             loss, volume.grad = engine.loss_and_gradient(volume.detach(), batch)
-            first_loss = loss if math.isnan(first_loss) else first_loss
-            _check_loss(loss, first_loss, step, config.learning_rate)
+            if not math.isfinite(loss):
+                raise Diverged(_advice(step, f"its loss is {loss:g}", config.learning_rate))
             losses.append(loss)
             optimizer.step()
         with torch.no_grad():
             volume.copy_(engine.constrain(volume.detach(), step))
         check_finite(volume, step)
+        mean_loss = float(np.mean(losses))
+        bad_passes = bad_passes + 1 if mean_loss > vacuum else 0
+        if bad_passes == DIVERGED_PASSES:
+            reason = f"its loss {mean_loss:.4g} stays above {vacuum:.4g}, that of no specimen at all"
+            raise Diverged(_advice(step, reason, config.learning_rate))
         misfit = engine.loss(volume.detach(), held) if len(held) else None
-        if misfit is None or misfit < best_misfit:
+        if not bad_passes and (misfit is None or misfit < best_misfit):
             best, best_step = _output(model, volume), step
             best_misfit = math.inf if misfit is None else misfit
         seconds += time.perf_counter() - began
@@ -268,13 +276,14 @@ def run_adam(
             total=config.iterations,
             volume=best,
             volume_step=best_step,
-            loss=float(np.mean(losses)),
+            loss=mean_loss,
             heldout=misfit,
             seconds=seconds,
             checkpoint={
                 "step": np.array(step),
                 "best_step": np.array(best_step),
-                "first_loss": np.array(first_loss),
+                "vacuum": np.array(vacuum),
+                "bad_passes": np.array(bad_passes),
                 "best_misfit": np.array(best_misfit),
                 "seconds": np.array(seconds),
                 "best": best,
@@ -305,7 +314,7 @@ def run_lbfgs(
     engine = make_engine(config.engine, model, config.likelihood, Constraints())
     fit, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
     initial = _start_volume(model, start)
-    first_loss = engine.loss(initial, fit)
+    vacuum = engine.loss(torch.zeros_like(initial), fit)
     best, best_loss, best_step, seconds, first_rate = _output(model, initial), math.inf, 0, 0.0, 0
     if checkpoint is not None:
         best, best_step = np.asarray(checkpoint["best"], np.float32), int(checkpoint["best_step"])
@@ -335,7 +344,7 @@ def run_lbfgs(
                     part, part_gradient = engine.loss_and_gradient(volume.detach(), batch)
                     loss += part / len(drawn)
                     gradient += part_gradient / len(drawn)
-                if not loss < DIVERGED_FACTOR * first_loss:
+                if not math.isfinite(loss):
                     raise _StepDiverged
                 volume.grad = gradient
                 return loss
@@ -346,7 +355,7 @@ def run_lbfgs(
                 loss = engine.loss(volume.detach(), fit)
             except _StepDiverged:
                 note += " diverged"
-            diverged = not loss < DIVERGED_FACTOR * first_loss
+            diverged = not math.isfinite(loss)
             if not diverged:
                 misfit = engine.loss(volume.detach(), held) if len(held) else None
                 if loss < best_loss:
@@ -366,9 +375,12 @@ def run_lbfgs(
             )
             if diverged:
                 break
-    if not math.isfinite(best_loss):
+    if best_loss > vacuum:
         rates = ", ".join(f"{r:g}" for r in config.learning_rates)
-        raise Diverged(f"L-BFGS diverged at every learning rate ({rates}); give smaller ones, or line_search strong_wolfe")
+        raise Diverged(
+            f"L-BFGS diverged at every learning rate ({rates}): its loss stays above that of no specimen; "
+            "give smaller ones, or line_search strong_wolfe"
+        )
 
 
 def _make_model(scan: Scan, config: AdamConfig | LBFGSConfig, device: torch.device | str) -> ForwardModel:
@@ -402,13 +414,8 @@ def _copy(tensor: Tensor) -> npt.NDArray[np.float32]:
     return np.array(tensor.detach().cpu().numpy())
 
 
-def _check_loss(loss: float, first_loss: float, step: int, learning_rate: float) -> None:
-    # the Poisson loss of a good model may be small or negative beside its first value: only growth is judged
-    if not (math.isfinite(loss) and loss <= max(DIVERGED_FACTOR * abs(first_loss), first_loss + DIVERGED_FACTOR)):
-        raise Diverged(
-            f"the reconstruction diverged in step {step}: loss {loss:g} after {first_loss:g} at first; "
-            f"lower the learning rate ({learning_rate:g})"
-        )
+def _advice(step: int, reason: str, learning_rate: float) -> str:
+    return f"the reconstruction diverged in step {step}: {reason}; lower the learning rate ({learning_rate:g})"
 
 
 def check_finite(volume: Tensor, step: int) -> None:

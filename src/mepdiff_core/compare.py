@@ -135,7 +135,7 @@ def _explain(truth: bool, rows: Sequence[Mapping[str, Any]]) -> str:
     if truth:
         text += (
             " Volumes are judged over the middle 64 × 64 px after a constant phase is removed. An empty volume scores about"
-            " 0.4 in SSIM where most of the truth is background; 'atoms' looks only where atoms are, and depth correlation is"
+            " 0.4 in SSIM where most of the truth is background; 'atoms' looks only where atoms are; depth correlation is"
             " 0 for a volume that is even along the beam."
         )
     return f"<p>{text}</p>"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -73,7 +74,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give a YAML file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, 2020-99-99
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if data is None:
         return {}
@@ -100,7 +101,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             raise InputError(f"--set {item}: expected name=value")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise InputError(f"--set {item}: '{text}' is not a value YAML can read") from None
         *parents, last = name.split(".")
         target = result
@@ -149,15 +150,13 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         check(isinstance(value, Mapping), f"{where}: expected a mapping, got {value!r}")
         return {str(k): _convert(v, args[1], where) for k, v in value.items()}
     if hint is float:
-        # YAML reads 1e6 as a string (it wants 1.0e+6); people write 1e6
-        if isinstance(value, str):
-            try:
-                value = float(value)
-            except ValueError:
-                raise InputError(f"{where}: expected a number, got {value!r}") from None
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        check(is_number and value == value and abs(value) != float("inf"), f"{where}: expected a number, got {value!r}")
-        return float(value)
+        try:
+            # YAML reads 1e6 as a string (it wants 1.0e+6); people write 1e6
+            number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+        check(math.isfinite(number), f"{where}: expected a number, got {value!r}")
+        return number
     if hint is int:
         if isinstance(value, float) and value.is_integer():
             value = int(value)

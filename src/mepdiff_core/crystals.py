@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,6 +46,13 @@ class Crystal:
 
         return str(Symbols(self.numbers).get_chemical_formula())
 
+    @property
+    def symbols(self) -> list[str]:
+        """The element of each atom, like "Sr"."""
+        from ase.data import chemical_symbols
+
+        return [chemical_symbols[number] for number in self.numbers]
+
 
 @dataclass(frozen=True)
 class Atoms:
@@ -81,10 +90,19 @@ def read_crystal(path: str | Path) -> Crystal:
     names = ", ".join(block.name for block in blocks)
     check(len(blocks) == 1, f"{path} holds {len(blocks)} structures ({names}); split it into files of one each")
     structure = gemmi.make_small_structure_from_block(blocks[0])
+    group: object = structure.spacegroup
     check(
-        structure.spacegroup is not None or len(structure.symops) > 0,
+        group is not None or len(structure.symops) > 0,
         f"{path}: space group '{structure.spacegroup_hm}' is not known and no symmetry operations are listed",
     )
+    if group is None:
+        for operation in structure.symops:  # gemmi passes over those it cannot read
+            try:
+                gemmi.Op(operation)
+            except (ValueError, RuntimeError):
+                raise InputError(
+                    f"{path}: symmetry operation '{operation}' cannot be read; it should be like -x,y+1/2,z"
+                ) from None
     cell = structure.cell
     check(cell.volume > 1, f"{path}: the unit cell has volume {cell.volume:g} Å³; check the cell lengths and angles")
     for site in structure.sites:
@@ -102,9 +120,10 @@ def read_crystal(path: str | Path) -> Crystal:
     numbers = np.array([site.element.atomic_number for site in sites], dtype=np.int64)
     fractional = np.array([[site.fract.x, site.fract.y, site.fract.z] for site in sites]) % 1.0
     vectors = np.array(cell.orth.mat.tolist()).T  # rows are a, b, c
-    name = path.stem
     _check_distances(path, vectors, fractional, [site.label for site in sites])
-    return Crystal(name, vectors, numbers, fractional)
+    crystal = Crystal(path.stem, vectors, numbers, fractional)
+    _check_formula(path, gemmi.cif.as_string(blocks[0].find_value("_chemical_formula_sum") or ""), crystal)
+    return crystal
 
 
 def cut_box(
@@ -145,6 +164,23 @@ def cut_box(
     inside = np.all((positions >= -tolerance) & (positions < size - tolerance), axis=1)
     kept = np.maximum(positions[inside], 0.0)
     return Atoms(kept, numbers[inside], (float(size[0]), float(size[1]), float(size[2])))
+
+
+def _check_formula(path: Path, stated: str, crystal: Crystal) -> None:
+    """Compare atomic fractions with the formula that the file states; one that cannot be read says nothing."""
+    joined = "".join(stated.split())
+    if not re.fullmatch(r"([A-Z][a-z]?\d*\.?\d*)+", joined):
+        return
+    expected: dict[str, float] = {}
+    for symbol, amount in re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", joined):
+        element = "H" if symbol == "D" else symbol
+        expected[element] = expected.get(element, 0.0) + (float(amount) if amount.strip(".") else 1.0)
+    found = Counter(crystal.symbols)
+    total, n = sum(expected.values()), len(crystal.numbers)
+    check(
+        total == 0 or all(abs(expected.get(s, 0.0) / total - found[s] / n) < 0.01 for s in {*expected, *found}),
+        f"{path}: its atoms make {crystal.formula}, its formula says '{stated}'; atoms or symmetry operations are missing",
+    )
 
 
 def _check_distances(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,14 +17,25 @@ from mepdiff_core.config import check, dump_yaml, from_dict, merge, read_yaml, t
 from mepdiff_core.crystals import Axis
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import make_folder, write_text
-from mepdiff_core.reconstruct import METHODS, method_config
+from mepdiff_core.reconstruct import METHODS, choose_device, method_config
 from mepdiff_core.runs import versions
 from mepdiff_core.scan import load_scan, save_scan
 from mepdiff_core.simulate import SimulationConfig, simulate_steps
 from mepdiff_core.states import State
 from mepdiff_core.tasks import run_to_folder
 
-COLUMNS = ["crystal", "axis", "method", "ssim_2d", "ssim_3d", "ssim_atoms", "psnr_dB", "nrmse", "nrmse_atoms", "depth_correlation", "r_factor", "r_heldout", "seconds", "network_calls", "failure_class", "error"]
+METRICS = (
+    "ssim_2d",
+    "ssim_3d",
+    "ssim_atoms",
+    "psnr_dB",
+    "nrmse",
+    "nrmse_atoms",
+    "depth_correlation",
+    "r_factor",
+    "r_heldout",
+)
+COLUMNS = ("crystal", "axis", "method", *METRICS, "seconds", "network_calls", "failure_class", "error")
 HELDOUT_FRACTION = 0.05
 """Every method leaves out the same patterns here, so that their held-out R-factors can be compared."""
 
@@ -39,10 +51,15 @@ class Case:
     def name(self) -> str:
         return f"{self.path.stem}_{self.axis}"
 
+    @property
+    def number(self) -> int:
+        """A seed of its own, the same whatever other crystals are evaluated beside it."""
+        return zlib.crc32(self.name.encode()) % 2**31
+
 
 @dataclass(frozen=True)
 class EvaluationStep:
-    """Progress: ``done`` of ``total`` runs; ``message`` says what goes on now; ``rows`` are those of ``results.csv`` so far."""
+    """Progress: ``done`` of ``total`` runs, what goes on now, and the rows of ``results.csv`` so far."""
 
     done: int
     total: int
@@ -93,7 +110,9 @@ def evaluate(
     for method in methods:
         check(method in METHODS, f"method '{method}' is not known; choose from {', '.join(METHODS)}")
     check(len(methods) > 0, "no methods; give at least one")
-    cases = find_cases(structures, axes, n)
+    methods = list(dict.fromkeys(methods))
+    cases = find_cases(structures, list(dict.fromkeys(axes)), n)
+    choose_device(device)
     simulation = simulation or SimulationConfig(origin_A=None)
     per_method = {method: _settings_of(method, settings or {}) for method in methods}
     out = Path(out)
@@ -107,7 +126,7 @@ def evaluate(
     known = {(row["crystal"], row["axis"], row["method"]) for row in rows}
     total = len(cases) * len(methods)
 
-    for index, case in enumerate(cases):
+    for case in cases:
         scan_path = out / "scans" / f"{case.name}.h5"
         for method in methods:
             key = (case.path.stem, case.axis, method)
@@ -122,7 +141,7 @@ def evaluate(
             }
             try:
                 if not scan_path.exists():
-                    config = replace(simulation, axis=case.axis, seed=simulation.seed + index)
+                    config = replace(simulation, axis=case.axis, seed=simulation.seed + case.number)
                     for step in simulate_steps(case.path, config):
                         if step.scan is not None:
                             save_scan(step.scan, scan_path)
@@ -189,7 +208,9 @@ def _open_folder(out: Path, request: Mapping[str, Any], resume: bool) -> list[di
 
 def _parse(row: Mapping[str, str]) -> dict[str, Any]:
     text = {"crystal", "axis", "method", "failure_class", "error"}
-    return {k: v if k in text else (float(v) if v else None) for k, v in row.items()}
+    return {k: v if k in text else float(v) if v else None for k, v in row.items()} | {
+        "network_calls": int(float(row["network_calls"] or 0))
+    }
 
 
 def _write_results(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -204,7 +225,7 @@ def summarize(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list
     """Mean and median of every metric for each method over the crystals that all methods finished."""
     finished = {m: {(r["crystal"], r["axis"]) for r in rows if r["method"] == m and not r["error"]} for m in methods}
     common = set.intersection(*finished.values()) if finished else set()
-    numeric = [c for c in COLUMNS[3:] if c not in ("failure_class", "error", "network_calls")]
+    numeric = (*METRICS, "seconds")
     summary = []
     for method in methods:
         mine = [r for r in rows if r["method"] == method and (r["crystal"], r["axis"]) in common]
@@ -249,11 +270,13 @@ def _write_summary(
         png = save_figure(figure, out / f"slices_{case.name}.png")
         caption = f"{scan.info.get('formula')} along {case.axis}: slices from the entrance face (left) down, one grey scale."
         sections.append((f"{case.path.stem}, {case.axis}", figure_block(png, caption)))
-    lead = f"{len(cases)} specimens, {len(methods)} methods; simulated by abTEM at 0.1 Å, reconstructed at the detector's pixel."
+    lead = (
+        f"{len(cases)} specimens, {len(methods)} methods; simulated with abTEM at 0.1 Å, modelled at the detector's pixel."
+    )
     write_page(out / "report.html", "Methods × crystals", lead, sections, request)
 
 
-def load_simulation(path: str | Path | None, **overrides: Any) -> SimulationConfig:
-    """Simulation settings from a YAML file with some put over it; None among the overrides means: as it was."""
+def load_simulation(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> SimulationConfig:
+    """Simulation settings: the defaults, over them those of a YAML file, over them some by name."""
     values = read_yaml(path) if path is not None else {}
-    return from_dict(SimulationConfig, merge(values, overrides), str(path) if path is not None else "simulation")
+    return from_dict(SimulationConfig, merge(values, overrides or {}), str(path) if path is not None else "simulation")

@@ -105,6 +105,7 @@ class Multislice:
         self.shifts = torch.as_tensor(shifts).to(self.device, self.real_dtype)
         self.detector = None if detector is None else torch.as_tensor(detector, device=self.device)
         self.gain = gain
+        self.slicing = self.device.type == "cpu"  # windows one by one are views; other devices gather them all at once
         self._k = torch.fft.fftfreq(self.n, device=self.device, dtype=self.real_dtype)
         self.set_probe(torch.as_tensor(probe).to(self.device, dtype))
 
@@ -187,7 +188,8 @@ class Multislice:
         if not want_probe:
             return None
         back = torch.fft.fft2(h.conj().sum(0)) * self.shift_phase(indices).conj()
-        return torch.fft.ifft2(back.sum(0))
+        probe_gradient: Tensor = torch.fft.ifft2(back.sum(0))
+        return probe_gradient
 
     def _seen(self, spectrum: Tensor) -> Tensor:
         if self.detector is None:
@@ -200,8 +202,8 @@ class Multislice:
         return (corner[:, 0, None] + span)[:, :, None], (corner[:, 1, None] + span)[:, None, :]
 
     def _multiply(self, psi: Tensor, plane: Tensor, indices: npt.NDArray[np.integer]) -> Tensor:
-        """psi times each position's window of the plane, in place; a CPU slices, other devices gather."""
-        if self.device.type == "cpu":
+        """psi times each position's window of the plane, in place."""
+        if self.slicing:
             n = self.n
             for j, (y, x) in enumerate(self.corners[indices].tolist()):
                 psi[:, j].mul_(plane[:, None, y : y + n, x : x + n])
@@ -211,7 +213,7 @@ class Multislice:
 
     def _subtract_imag(self, target: Tensor, product: Tensor, indices: npt.NDArray[np.integer]) -> None:
         imag = product.imag[:, :, 0] if product.shape[2] == 1 else product.imag.sum(2)
-        if self.device.type == "cpu":
+        if self.slicing:
             n = self.n
             for j, (y, x) in enumerate(self.corners[indices].tolist()):
                 target[:, y : y + n, x : x + n].sub_(imag[:, j])
@@ -304,12 +306,14 @@ class ForwardModel:
                 self.multislice.intensity(self.multislice.exit_spectrum(transmission, part)[0])
                 for part in self._chunks(indices)
             ]
-        result = torch.fft.fftshift(torch.cat(parts, 1), dim=(-2, -1))
+        result: Tensor = torch.fft.fftshift(torch.cat(parts, 1), dim=(-2, -1))
         return result if volume.ndim == 4 else result[0]
 
     def measured(self, indices: npt.NDArray[np.integer]) -> Tensor:
         """(positions, ky, kx) measured patterns in the units of ``predict``."""
-        return torch.fft.fftshift(self.patterns[torch.as_tensor(indices, device=self.device)], dim=(-2, -1))
+        patterns = self.patterns[torch.as_tensor(indices, device=self.device)]
+        shifted: Tensor = torch.fft.fftshift(patterns, dim=(-2, -1))
+        return shifted
 
     def loss(self, volume: Tensor, indices: npt.NDArray[np.integer], likelihood: Likelihood) -> float:
         """The loss of one volume over these patterns."""
@@ -402,7 +406,8 @@ def upsample(volume: Tensor, factor: int) -> Tensor:
     top, left = height * factor // 2 - height // 2, width * factor // 2 - width // 2
     bottom, right = height * (factor - 1) - top, width * (factor - 1) - left
     padded = torch.nn.functional.pad(spectrum, (left, right, top, bottom))
-    return torch.fft.ifft2(torch.fft.ifftshift(padded, dim=(-2, -1))).real * factor**2
+    fine: Tensor = torch.fft.ifft2(torch.fft.ifftshift(padded, dim=(-2, -1))).real * factor**2
+    return fine
 
 
 def detector_indices(n_detector: int, n_grid: int, stride: int) -> npt.NDArray[np.int64]:

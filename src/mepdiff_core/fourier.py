@@ -1,8 +1,8 @@
 """Unnormalised 2D FFTs of batches of square complex arrays, each size by the faster library.
 
-On a CPU, FFTW (this is the only file that imports pyfftw) transforms windows of 64 and 128 pixels in single precision 1.4 to
-2 times as fast as torch's MKL; at every other size MKL is as fast or faster (benchmarks/README.md). FFTW plans with ESTIMATE:
-measured plans are no faster here and give other bits in every process.
+On a CPU, FFTW (this is the only file that imports pyfftw) transforms windows of 64 and 128 pixels in single precision
+1.4 to 2 times as fast as torch's MKL; at every other size MKL is as fast or faster (benchmarks/README.md). FFTW plans with
+ESTIMATE: measured plans are no faster here and give other bits in every process.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 FFTW_SIZES = (64, 128)
+THREADED_FROM = 2**18
+"""Batches of fewer values than this are transformed by one thread: waiting for the others takes longer."""
 
 
 class Fourier:
@@ -37,7 +39,7 @@ class Fourier:
         target = source if overwrite else torch.empty_like(source)
         arrays = source.numpy(), target.numpy()
         aligned = tuple(pyfftw.is_byte_aligned(a, 64) for a in arrays)
-        threads = torch.get_num_threads()
+        threads = torch.get_num_threads() if x.numel() >= THREADED_FROM else 1
         key = (source.shape, direction, overwrite, aligned, threads)
         plan = self._plans.get(key)
         if plan is None:

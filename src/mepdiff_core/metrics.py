@@ -1,4 +1,4 @@
-"""How near a volume comes to the truth, and its patterns to the measured ones. Pure functions; definitions: docs/method.md."""
+"""How near a volume comes to the truth, and its patterns to the measured ones. Definitions: docs/method.md."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ def ssim_2d(volume: Volume, truth: Volume) -> float:
 
 
 def ssim_3d(volume: Volume, truth: Volume) -> float:
-    """Structural similarity in three dimensions: the window is 7 voxels, or as many (odd) as there are slices."""
+    """Structural similarity in three dimensions: the window is 7 voxels, or as many (odd) as there are slices.
+
+    One or two slices leave a window that is flat: then it is ``ssim_2d``.
+    """
+    if len(truth) < 3:
+        return ssim_2d(volume, truth)
     window = _window(truth.shape)
     return float(structural_similarity(volume, truth, win_size=window, data_range=_span(truth)))
 

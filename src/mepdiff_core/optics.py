@@ -101,7 +101,7 @@ class Optics:
 
 def frequencies(n: int, pixel_size_A: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Spatial frequencies (ky, kx) in 1/Å of an n x n grid, zero frequency at the corner, shapes (n, 1) and (1, n)."""
-    k = np.fft.fftfreq(n, pixel_size_A)
+    k: npt.NDArray[np.float64] = np.fft.fftfreq(n, pixel_size_A).astype(np.float64)
     return k[:, None], k[None, :]
 
 
@@ -165,8 +165,8 @@ def propagator(
     wavelength = wavelength_A(energy_eV)
     ky, kx = frequencies(n, pixel_size_A)
     k2 = ky**2 + kx**2
-    if paraxial:
-        return np.exp(-1j * math.pi * wavelength * distance_A * k2)
-    # kz - k0 written without the difference of two large numbers
-    root = np.sqrt(np.maximum(1 - wavelength**2 * k2, 0.0))
-    return np.exp(-2j * math.pi * distance_A * wavelength * k2 / (1 + root))
+    # kz - k0 is -2 pi lambda k^2 / (1 + root): no difference of two large numbers; root is 1 in the paraxial limit
+    root = 1.0 if paraxial else np.sqrt(np.maximum(1 - wavelength**2 * k2, 0.0))
+    phase = 2 * math.pi * distance_A * wavelength * k2 / (1 + root)
+    transfer: npt.NDArray[np.complex128] = np.exp(-1j * phase)
+    return transfer

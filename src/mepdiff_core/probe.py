@@ -45,7 +45,7 @@ class ProbeFitConfig:
     iterations: int = 20
     batch_size: int = 32
     learning_rate: float = 5e-3
-    probe_learning_rate: float = 0.03
+    probe_learning_rate: float = 0.1
     support: float = 1.25
     likelihood: LikelihoodName = "poisson"
     positivity: bool = True
@@ -163,7 +163,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _to_probe(spectrum: Tensor, unit: float) -> Tensor:
-    return torch.fft.ifft2(torch.view_as_complex(spectrum.detach()) * unit, norm="ortho")
+    probe: Tensor = torch.fft.ifft2(torch.view_as_complex(spectrum.detach()) * unit, norm="ortho")
+    return probe
 
 
 def probe_overlap(a: npt.NDArray[np.complexfloating], b: npt.NDArray[np.complexfloating]) -> float:
@@ -189,7 +190,7 @@ def probe_overlap(a: npt.NDArray[np.complexfloating], b: npt.NDArray[np.complexf
         values = np.abs(rows @ product @ columns)
         i, j = np.unravel_index(int(np.argmax(values)), values.shape)
         best = max(best, float(values.max()))
-        centre = centre + (offsets[i], offsets[j])
+        centre += np.array([offsets[i], offsets[j]])
     return best**2
 
 

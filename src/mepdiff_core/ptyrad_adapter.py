@@ -125,7 +125,7 @@ class PtyRADEngine:
         self.model.opt_objp.data.copy_(volume[None])
         self.model.opt_objp.grad = None
         loss = self._loss(indices)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.model.clear_cache()
         gradient = self.model.opt_objp.grad
         assert gradient is not None
@@ -151,7 +151,8 @@ class PtyRADEngine:
         """The volume after PtyRAD's constraints, as at the end of its iteration."""
         self.model.opt_objp.data.copy_(volume[None])
         self.constraint_function(self.model, iteration)
-        return self.model.opt_objp.data[0].clone()
+        constrained: Tensor = self.model.opt_objp.data[0].clone()
+        return constrained
 
     def _loss(self, indices: npt.NDArray[np.integer]) -> Tensor:
         predicted = self.model(indices)
@@ -197,7 +198,20 @@ def _loss_params(likelihood: str) -> dict[str, dict[str, Any]]:
 
 
 def _constraint_params(constraints: Constraints) -> dict[str, dict[str, Any]]:
-    names = ["ortho_pmode", "probe_mask_k", "probe_mask_r", "fix_probe_int", "obj_rblur", "obj_zblur", "kr_filter", "kz_filter", "kr_thresh", "complex_ratio", "mirrored_amp", "obj_z_recenter", "obja_thresh", "objp_postiv", "pos_recenter", "tilt_smooth"]
+    names = (
+        *(
+            "ortho_pmode",
+            "probe_mask_k",
+            "probe_mask_r",
+            "fix_probe_int",
+            "obj_rblur",
+            "obj_zblur",
+            "kr_filter",
+            "kz_filter",
+        ),
+        *("kr_thresh", "complex_ratio", "mirrored_amp", "obj_z_recenter", "obja_thresh", "objp_postiv", "pos_recenter"),
+        "tilt_smooth",
+    )
     params: dict[str, dict[str, Any]] = {name: {"start_iter": None, "step": 1, "end_iter": None} for name in names}
     if constraints.depth_blur_slices > 0:
         kernel = 2 * max(2, round(3 * constraints.depth_blur_slices)) + 1

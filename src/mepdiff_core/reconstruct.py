@@ -107,6 +107,9 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device '{name}' is not known; choose auto, cpu, cuda, cuda:1 or mps") from None
+    try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device '{name}' is not here ({str(error).splitlines()[0]}); choose auto or cpu") from None

@@ -7,6 +7,7 @@ import html
 import io
 import math
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +16,6 @@ from mepdiff_core.files import atomic_path, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-STYLE = """
-:root { --ink: #1b1b1f; --muted: #6c6c76; --line: #dddde3; --paper: #ffffff; --shade: #f6f6f9 }
-@media (prefers-color-scheme: dark) { :root { --ink: #ececf1; --muted: #a0a0ab; --line: #3a3a42; --paper: #1a1a1e; --shade: #232329 } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2.2rem }
-p.lead { color: var(--muted); margin-top: 0 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-.wide { overflow-x: auto }
-th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-th { color: var(--muted); font-weight: 500 }
-tr.best td { font-weight: 600 }
-img { max-width: 100%; background: #fff; border-radius: 4px }
-figure { margin: 1rem 0 } figcaption { color: var(--muted); font-size: .9rem; max-width: 48rem }
-pre { background: var(--shade); padding: .8rem; overflow-x: auto; font-size: .82rem; border-radius: 4px }
-"""
 
 COLUMNS = {
     "ssim_2d": ("SSIM (slices)", 3),
@@ -102,7 +86,8 @@ def figure_block(png: bytes, caption: str) -> str:
     """A figure inside the page."""
     data = base64.b64encode(png).decode()
     alt = html.escape(caption, quote=True)
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{alt}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    image = f'<img src="data:image/png;base64,{data}" alt="{alt}">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def write_page(
@@ -116,10 +101,11 @@ def write_page(
         record: how it was computed; shown as YAML at the end.
     """
     body = "".join(f"<h2>{html.escape(heading)}</h2>{content}" for heading, content in sections)
+    style = resources.files("mepdiff_core").joinpath("data/report.css").read_text(encoding="utf-8")
     details = f"<h2>How it was computed</h2><pre>{html.escape(dump_yaml(record))}</pre>"
     write_text(
         path,
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style><body><h1>{html.escape(title)}</h1>"
+        f"<title>{html.escape(title)}</title><style>{style}</style><body><h1>{html.escape(title)}</h1>"
         f'<p class="lead">{html.escape(lead)}</p>{body}{details}</body></html>\n',
     )

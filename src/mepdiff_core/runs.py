@@ -40,6 +40,7 @@ class RunFolder:
         self.record = record
         self.history: list[dict[str, Any]] = []
         self._saved_at = -SAVE_EVERY_S
+        self._new = False
         self._voxel: tuple[float, float, float] = tuple(record["voxel_size_A"])
         self._origin: tuple[float, float, float] = tuple(record["origin_A"])
 
@@ -52,6 +53,7 @@ class RunFolder:
         """
         path = make_folder(path)
         folder = cls(path, {**record, "versions": versions(), "status": "running"})
+        folder._new = True
         folder._write_record()
         return folder
 
@@ -68,11 +70,15 @@ class RunFolder:
         for name in ("method", "config", "voxel_size_A", "origin_A", "input_sha256", "status"):
             check(name in record, f"{path / 'run.yaml'} lacks '{name}'; this run cannot be resumed")
         folder = cls(path, record)
-        history = path / "history.csv"
+        finished = record["status"] == "finished"
         checkpoint = folder.load_checkpoint()
-        if history.exists() and checkpoint is not None:
+        history = path / "history.csv"
+        if history.exists() and (finished or checkpoint is not None):
             with history.open(newline="", encoding="utf-8") as file:
-                folder.history = [row for row in csv.DictReader(file) if int(row["step"]) <= int(checkpoint["step"])]
+                folder.history = list(csv.DictReader(file))
+            if checkpoint is not None and not finished:
+                folder.history = [row for row in folder.history if int(row["step"]) <= int(checkpoint["step"])]
+        check(not finished or len(folder.history) > 0, f"{history} is missing or empty; remove {path} and start again")
         return folder
 
     def load_checkpoint(self) -> dict[str, npt.NDArray[np.generic]] | None:
@@ -85,7 +91,10 @@ class RunFolder:
         return load_arrays(path) if path.exists() else None
 
     def follow(self, states: Iterator[State]) -> Iterator[State]:
-        """Pass the states on, keeping history, volume and checkpoint on disk; whatever happens, the last state is saved."""
+        """Pass the states on, keeping history, volume and checkpoint on disk; whatever happens, the last state is saved.
+
+        A new run whose input is refused before its first state leaves nothing behind.
+        """
         last: State | None = None
         status = "stopped"
         try:
@@ -106,7 +115,11 @@ class RunFolder:
             self.record["status"] = status
             if last is not None:
                 self._save(last, checkpoint=status != "finished")
-            self._write_record()
+            if self._new and last is None and status.startswith("failed"):
+                (self.path / "run.yaml").unlink()
+                self.path.rmdir()
+            else:
+                self._write_record()
             if status == "finished":
                 (self.path / "checkpoint.safetensors").unlink(missing_ok=True)
 
@@ -131,12 +144,12 @@ class RunFolder:
 
 def save_arrays(arrays: Mapping[str, npt.NDArray[np.generic]], path: str | Path) -> None:
     """Arrays by name into one safetensors file, atomically."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     # a 0-dimensional array must not become one of shape (1,), as ascontiguousarray makes it
     contiguous = {name: np.array(value, order="C") for name, value in arrays.items()}
     with atomic_path(path) as temporary:
-        save_file(contiguous, temporary)
+        temporary.write_bytes(save(contiguous))
 
 
 def load_arrays(path: str | Path) -> dict[str, npt.NDArray[np.generic]]:
@@ -181,8 +194,10 @@ def write_volume(
             **plane_units,
         },
     }
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.asarray(volume, np.float32), ome=True, metadata=meta, photometric="minisblack")
     with atomic_path(path) as temporary:
-        tifffile.imwrite(temporary, np.asarray(volume, np.float32), ome=True, metadata=meta, photometric="minisblack")
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read_volume(path: str | Path) -> npt.NDArray[np.float32]:

@@ -6,6 +6,7 @@ n // 2, ``/positions_A`` (n, 2) as (y, x), optics and calibration as attributes,
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -92,7 +93,7 @@ class Scan:
         check(min(shape) > 0, f"counts has shape {shape}; it is empty")
         check(shape[2] == shape[3], f"patterns are {shape[2]} x {shape[3]} px; crop or pad them to a square")
         check(shape[2] % 2 == 0, f"patterns are {shape[2]} x {shape[3]} px; crop or pad them to an even size")
-        check(np.issubdtype(self.counts.dtype, np.number), f"counts holds {self.counts.dtype}; expected numbers")
+        check(self.counts.dtype.kind in "uif", f"counts holds {self.counts.dtype}; expected integers or floats")
         bad = [int(np.count_nonzero(~(row >= 0) | ~np.isfinite(row))) for row in self.counts]
         check(not any(bad), f"counts has {sum(bad)} pixels that are negative or not a number; mask or clip them first")
         check(any(row.any() for row in self.counts), "counts are all zero; nothing was measured")
@@ -102,8 +103,9 @@ class Scan:
             f"positions_A has shape {self.positions_A.shape}; {shape[0]} x {shape[1]} patterns need ({n}, 2)",
         )
         check(bool(np.isfinite(self.positions_A).all()), "positions_A has values that are not numbers")
-        check(self.k_step_invA > 0, f"k_step_invA is {self.k_step_invA:g}; expected more than 0")
-        check(self.electrons_per_pattern > 0, f"electrons_per_pattern is {self.electrons_per_pattern:g}; expected > 0")
+        for name in ("k_step_invA", "electrons_per_pattern", "thickness_A"):
+            value = getattr(self, name)
+            check(value is None or 0 < value < math.inf, f"{name} is {value}; expected more than 0")
         check(
             self.optics.k_aperture_invA < self.k_max_invA,
             f"semiangle_mrad {self.optics.semiangle_mrad:g} is {self.optics.k_aperture_invA:.3f} 1/Å, beyond the "
@@ -114,6 +116,16 @@ class Scan:
                 self.probe.ndim == 3 and self.probe.shape[1:] == shape[2:],
                 f"probe has shape {self.probe.shape}; patterns of {shape[2]} px need (modes, {shape[2]}, {shape[2]})",
             )
+            check(
+                bool(np.isfinite(self.probe).all() and self.probe.any()), "probe is zero or has values that are not numbers"
+            )
+        if self.truth is not None:
+            check(self.truth.phase.ndim == 3, f"truth/phase has shape {self.truth.phase.shape}; expected (z, y, x)")
+            for name in ("voxel_size_A", "origin_A"):
+                vector = getattr(self.truth, name)
+                check(
+                    len(vector) == 3 and all(map(math.isfinite, vector)), f"truth's {name} is {vector}; expected (z, y, x)"
+                )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -126,7 +138,7 @@ class Scan:
     @property
     def n_pixels(self) -> int:
         """Pixels along one side of a pattern, and of the probe's window."""
-        return self.counts.shape[2]
+        return int(self.counts.shape[2])
 
     @property
     def k_max_invA(self) -> float:
@@ -156,7 +168,9 @@ def save_scan(scan: Scan, path: str | Path) -> None:
     """
     import h5py
 
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    # in memory first: where the disk is full, HDF5 brings the whole process down
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["optics"] = json.dumps(to_dict(scan.optics))
@@ -180,6 +194,8 @@ def save_scan(scan: Scan, path: str | Path) -> None:
             )
             phase.attrs["voxel_size_A"] = scan.truth.voxel_size_A
             phase.attrs["origin_A"] = scan.truth.origin_A
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_scan(path: str | Path) -> Scan:
@@ -205,19 +221,21 @@ def load_scan(path: str | Path) -> Scan:
             check(version <= FORMAT_VERSION, f"{path} has format version {version}; this mepdiff reads {FORMAT_VERSION}")
             truth = None
             if "truth/phase" in file:
-                phase = file["truth/phase"]
-                voxel, origin = (tuple(map(float, phase.attrs[name])) for name in ("voxel_size_A", "origin_A"))
-                truth = Truth(phase[()].astype(np.float32), voxel, origin)  # type: ignore[arg-type]
+                attributes = file["truth/phase"].attrs
+                voxel, origin = (tuple(map(float, attributes[name])) for name in ("voxel_size_A", "origin_A"))
+                truth = Truth(_array(file, "truth/phase").astype(np.float32), voxel, origin)  # type: ignore[arg-type]
+            info = json.loads(file.attrs["info"])
+            check(isinstance(info, dict), f"info is {info!r}; expected names and values")
             values: dict[str, Any] = {
-                "counts": file["counts"][()],
-                "positions_A": file["positions_A"][()].astype(np.float64),
+                "counts": _array(file, "counts"),
+                "positions_A": _array(file, "positions_A").astype(np.float64),
                 "optics": from_dict(Optics, json.loads(file.attrs["optics"]), f"{path}: optics"),
                 "k_step_invA": float(file.attrs["k_step_invA"]),
                 "electrons_per_pattern": float(file.attrs["electrons_per_pattern"]),
                 "thickness_A": float(file.attrs["thickness_A"]) if "thickness_A" in file.attrs else None,
-                "probe": file["probe"][()].astype(np.complex64) if "probe" in file else None,
+                "probe": _array(file, "probe", "uifc").astype(np.complex64) if "probe" in file else None,
                 "truth": truth,
-                "info": json.loads(file.attrs["info"]),
+                "info": info,
             }
         return Scan(**values)
     except InputError as error:
@@ -225,5 +243,15 @@ def load_scan(path: str | Path) -> Scan:
         raise InputError(message if message.startswith(str(path)) else f"{path}: {message}") from None
     except KeyError as error:
         raise InputError(f"{path} is not a complete scan: {error.args[0]}") from None
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a scan; is it truncated? ({' '.join(str(error).split())})") from None
+    except (OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read as a scan; is it truncated or of another kind? ({' '.join(str(error).split())})"
+        ) from None
+
+
+def _array(file: Any, name: str, kinds: str = "uif") -> npt.NDArray[Any]:
+    node = file[name]
+    dtype = getattr(node, "dtype", None)
+    check(dtype is not None and dtype.kind in kinds and node.shape is not None, f"/{name} holds no array of numbers")
+    array: npt.NDArray[Any] = np.asarray(node[()])
+    return array

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
 
 class Stopped(Exception):
     """The user pressed Ctrl-C and something is left to go on from; the message says how."""
+
+
+def stopped_run(scan: str | Path, method: str, out: str | Path) -> BaseException:
+    """What Ctrl-C in a reconstruction comes to: a run to resume, or nothing where its folder was not yet made."""
+    if not (Path(out) / "run.yaml").exists():
+        return KeyboardInterrupt()
+    command = ["mepdiff", "reconstruct", str(scan), "--method", method, "--out", str(out), "--resume"]
+    return Stopped(f"stopped; go on with: {shlex.join(command)}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,33 +78,54 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return merge(base, parse_assignments(arguments.set))
 
 
-def progress_bar(total: int, what: str, unit: str = "step") -> tqdm[Any]:
-    """A progress bar on stderr, with time left."""
-    from tqdm import tqdm
+class ProgressBar:
+    """A progress bar on stderr, with time left. It appears with the first step: an error before that stands alone."""
 
-    # a terminal sees it move; a log file gets a line now and then
-    seconds = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, dynamic_ncols=True, mininterval=seconds)
-
-
-class StateBar:
-    """A progress bar that follows the states of a loop."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, unit: str = "step") -> None:
+        self._what, self._unit = what, unit
         self._bar: tqdm[Any] | None = None
 
-    def __call__(self, state: State) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def show(self, done: int, total: int, note: str = "") -> None:
+        """Move to ``done`` of ``total``."""
+        from tqdm import tqdm
+
         if self._bar is None:
-            self._bar = progress_bar(state.total, self._what)
+            # a terminal sees it move; a log file gets a line now and then
+            seconds = 0.2 if sys.stderr.isatty() else 10.0
+            self._bar = tqdm(
+                desc=self._what,
+                unit=self._unit,
+                total=total,
+                initial=done,
+                postfix=note,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                mininterval=seconds,
+                miniters=0,
+            )
+        self._bar.total = total
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the bar as it is, on a line of its own."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class StateBar(ProgressBar):
+    """A progress bar that follows the states of a loop."""
+
+    def __call__(self, state: State) -> None:
         shown = f"loss {state.loss:.5g}"
         if state.heldout is not None:
             shown += f", held out {state.heldout:.5g}"
         if state.note:
             shown += f", {state.note}"
-        self._bar.set_postfix_str(shown, refresh=False)
-        self._bar.update(state.step - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self.show(state.step, state.total, shown)

@@ -6,7 +6,7 @@ import argparse
 from importlib import resources
 from typing import Any
 
-from mepdiff_core.cli.common import StateBar, Stopped, add_device, add_json, emit, progress_bar, say
+from mepdiff_core.cli.common import ProgressBar, StateBar, add_device, add_json, emit, say, stopped_run
 
 DEFAULT_OUT = "demo-run"
 
@@ -15,8 +15,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="simulate a crystal, reconstruct it, look at the result",
-        description="Simulate a 26 x 26 scan of strontium titanate with abTEM, reconstruct it with PtyRAD (adam-best), and write "
-        "a report with pictures. Takes a few minutes on two cores.",
+        description="Simulate a 26 x 26 scan of strontium titanate with abTEM, reconstruct it with PtyRAD (adam-best), and\n"
+        "write a report with pictures. Takes a few minutes on two cores.",
     )
     parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder to write (default {DEFAULT_OUT})")
     add_device(parser)
@@ -26,29 +26,29 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.files import make_folder
+    from mepdiff_core.reconstruct import choose_device
     from mepdiff_core.report import text_table
     from mepdiff_core.scan import save_scan
     from mepdiff_core.simulate import SimulationConfig, simulate_steps
     from mepdiff_core.tasks import run_to_folder
 
+    choose_device(arguments.device)
     out = make_folder(arguments.out)
     scan_path = out / "scan.h5"
     say("1 of 2: a 26 x 26 scan of SrTiO3, simulated with abTEM's potentials")
     with resources.as_file(resources.files("mepdiff_core") / "data" / "SrTiO3.cif") as crystal:
         config = SimulationConfig()
-        with progress_bar(config.scan_shape[0] * config.scan_shape[1], "simulating", "pattern") as bar:
+        with ProgressBar("simulating", "pattern") as bar:
             for step in simulate_steps(crystal, config):
-                bar.update(step.step - bar.n)
+                bar.show(step.step, step.total)
                 if step.scan is not None:
                     save_scan(step.scan, scan_path)
     say("2 of 2: its phase volume, reconstructed with PtyRAD (adam-best)")
-    state_bar = StateBar("adam-best")
-    try:
-        result = run_to_folder(scan_path, out / "adam-best", "adam-best", device=arguments.device, progress=state_bar)
-    except KeyboardInterrupt:
-        state_bar.close()
-        command = f"mepdiff reconstruct {scan_path} --method adam-best --out {out / 'adam-best'} --resume"
-        raise Stopped(f"stopped; go on with: {command}") from None
-    state_bar.close()
+    with StateBar("adam-best") as state_bar:
+        try:
+            result = run_to_folder(scan_path, out / "adam-best", "adam-best", device=arguments.device, progress=state_bar)
+        except KeyboardInterrupt:
+            state_bar.close()
+            raise stopped_run(scan_path, "adam-best", out / "adam-best") from None
     text = text_table([result.metrics], ["method"]) + f"\nopen {result.folder}/report.html in a browser"
     emit(arguments, {"folder": str(result.folder), **result.metrics}, text)

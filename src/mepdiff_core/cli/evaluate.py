@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
-from mepdiff_core.cli.common import Stopped, add_device, add_json, add_settings, emit, progress_bar, read_settings
+from mepdiff_core.cli.common import ProgressBar, Stopped, add_device, add_json, add_settings, emit, read_settings
 
 EPILOG = """\
 For each crystal a scan is simulated (abTEM's potentials at 0.1 Å, the paper's optics and dose, a random origin), then every
@@ -14,7 +15,8 @@ axis and method), report.html and the runs. A crystal that fails is a row with i
 
 examples:
   mepdiff evaluate --structures cifs --methods adam,lbfgs,adam-best --out evaluation
-  mepdiff evaluate --structures cifs --methods adam,adam-best --n 6 --axes c,a --set engine=fast --set adam.iterations=50 --out eval
+  mepdiff evaluate --structures cifs --methods adam,adam-best --n 6 --axes c,a --set engine=fast --out evaluation
+  mepdiff evaluate --structures cifs --methods adam --set adam.iterations=50 --out evaluation
 """
 
 
@@ -46,9 +48,9 @@ def run(arguments: argparse.Namespace) -> None:
     check(arguments.n is None or arguments.n >= 1, f"--n is {arguments.n}; expected at least 1")
     methods = [m for m in arguments.methods.split(",") if m]
     simulation = load_simulation(arguments.simulation) if arguments.simulation else None
-    rows: list[dict[str, Any]] = []
-    bar = progress_bar(0, "evaluate", "run")
-    try:
+    rows: list[Mapping[str, Any]] = []
+    done, total = 0, len(methods)
+    with ProgressBar("evaluate", "run") as bar:
         steps = evaluate(
             arguments.structures,
             methods,
@@ -59,17 +61,15 @@ def run(arguments: argparse.Namespace) -> None:
             simulation=simulation,
             device=arguments.device,
             resume=arguments.resume,
-            progress=bar.set_postfix_str,
+            progress=lambda message: bar.show(done, total, message),
         )
-        for step in steps:
-            bar.total = step.total
-            bar.n = step.done
-            bar.set_postfix_str(step.message)
-            rows = list(step.rows)
-    except KeyboardInterrupt:
-        raise Stopped("stopped; the same command with --resume goes on") from None
-    finally:
-        bar.close()
+        try:
+            for step in steps:
+                done, total, rows = step.done, step.total, list(step.rows)
+                bar.show(done, total, step.message)
+        except KeyboardInterrupt:
+            bar.close()
+            raise Stopped("stopped; the same command with --resume goes on") from None
     summary = summarize(rows, methods)
     text = text_table(summary, ["method", "over"])
     for row in rows:

@@ -59,18 +59,17 @@ def run(arguments: argparse.Namespace) -> None:
         check(interim.exists(), f"{interim} is not there; nothing to resume")
         checkpoint = load_arrays(interim)
     scans = [load_scan(path) for path in arguments.scans]
-    bar = StateBar("fit-probe")
     state = None
-    try:
-        for state in fit_probe(scans, config, choose_device(arguments.device), checkpoint):
-            save_arrays(state.checkpoint, interim)
-            bar(state)
-    except KeyboardInterrupt:
-        bar.close()
-        if state is None and checkpoint is None:
-            raise
-        raise Stopped(f"stopped; the same command with --resume goes on from {interim}") from None
-    bar.close()
+    with StateBar("fit-probe") as bar:
+        try:
+            for state in fit_probe(scans, config, choose_device(arguments.device), checkpoint):
+                save_arrays(state.checkpoint, interim)
+                bar(state)
+        except KeyboardInterrupt:
+            bar.close()
+            if state is None and checkpoint is None:
+                raise
+            raise Stopped(f"stopped; the same command with --resume goes on from {interim}") from None
     check(state is not None, f"the fit in {interim} has done its iterations already; set more with --steps")
     assert state is not None
     save_probe(state.probe, scans[0], out)

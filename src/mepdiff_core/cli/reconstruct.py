@@ -8,12 +8,12 @@ from typing import Any
 
 from mepdiff_core.cli.common import (
     StateBar,
-    Stopped,
     add_device,
     add_json,
     add_settings,
     emit,
     read_settings,
+    stopped_run,
 )
 
 EPILOG = """\
@@ -64,24 +64,22 @@ def run(arguments: argparse.Namespace) -> None:
     for option, name in (("steps", "iterations"), ("seed", "seed"), ("slices", "slices")):
         if getattr(arguments, option) is not None:
             settings[name] = getattr(arguments, option)
-    bar = StateBar(arguments.method)
-    try:
-        result = run_to_folder(
-            arguments.scan,
-            arguments.out,
-            arguments.method,
-            settings,
-            arguments.device,
-            arguments.start,
-            arguments.probe,
-            arguments.resume,
-            bar,
-        )
-    except KeyboardInterrupt:
-        bar.close()
-        command = f"mepdiff reconstruct {arguments.scan} --method {arguments.method} --out {arguments.out} --resume"
-        raise Stopped(f"stopped; go on with: {command}") from None
-    bar.close()
+    with StateBar(arguments.method) as bar:
+        try:
+            result = run_to_folder(
+                arguments.scan,
+                arguments.out,
+                arguments.method,
+                settings,
+                arguments.device,
+                arguments.start,
+                arguments.probe,
+                arguments.resume,
+                bar,
+            )
+        except KeyboardInterrupt:
+            bar.close()
+            raise stopped_run(arguments.scan, arguments.method, arguments.out) from None
     text = text_table([result.metrics], ["method"]) + f"\n{result.folder}/report.html"
     emit(arguments, {"folder": str(result.folder), **result.metrics}, text)
     sys.stdout.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mepdiff_core.cli.common import add_json, emit, progress_bar
+from mepdiff_core.cli.common import ProgressBar, add_json, emit
 from mepdiff_core.errors import InputError
 
 EPILOG = """\
@@ -81,13 +81,12 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.scan import save_scan
     from mepdiff_core.simulate import simulate_steps
 
-    config = load_simulation(arguments.optics, **overrides(arguments))
+    config = load_simulation(arguments.optics, overrides(arguments))
     check_writable(arguments.out)
     scan = None
-    bar = progress_bar(config.scan_shape[0] * config.scan_shape[1], "simulating", "pattern")
-    with bar:
+    with ProgressBar("simulating", "pattern") as bar:
         for step in simulate_steps(arguments.crystal, config):
-            bar.update(step.step - bar.n)
+            bar.show(step.step, step.total)
             scan = step.scan
     assert scan is not None
     assert scan.truth is not None

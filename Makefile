@@ -1,0 +1,43 @@
+# make demo   a first result, with pictures        make test   everything that must hold
+# Both install what they need into .venv; system libraries are installed with apt when root, else named.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint bench install system clean
+
+demo: $(STAMP)
+	$(BIN)/mepdiff demo
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/forward.py
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "mepdiff needs Python 3.11 or newer; run make PYTHON=/path/to/python3"; exit 1; }
+	@sh tools/system-libraries.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+system:
+	@sh tools/system-libraries.sh
+
+clean:
+	rm -rf $(VENV) demo-run build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
