@@ -103,6 +103,7 @@ def read_crystal(path: str | Path) -> Crystal:
                 raise InputError(
                     f"{path}: symmetry operation '{operation}' cannot be read; it should be like -x,y+1/2,z"
                 ) from None
+    check(len(structure.sites) > 0, f"{path} has no atoms in its loop of _atom_site_fract_x, _y and _z")
     cell = structure.cell
     check(cell.volume > 1, f"{path}: the unit cell has volume {cell.volume:g} Å³; check the cell lengths and angles")
     for site in structure.sites:

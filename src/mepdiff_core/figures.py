@@ -143,6 +143,7 @@ def probe_figure(probes: Mapping[str, npt.NDArray[np.complexfloating]], pixel_si
     """Intensity in real space, amplitude and phase in reciprocal space, one row a probe (its strongest mode)."""
     figure = Figure(figsize=(8.2, 2.6 * len(probes)), layout="constrained")
     axes = figure.subplots(len(probes), 3, squeeze=False)
+    radius = 0.0
     for (name, modes), line in zip(probes.items(), axes, strict=True):
         probe = modes[int(np.argmax(np.sum(np.abs(modes) ** 2, axis=(1, 2))))]
         n = probe.shape[-1]
@@ -153,15 +154,16 @@ def probe_figure(probes: Mapping[str, npt.NDArray[np.complexfloating]], pixel_si
         strong = np.abs(spectrum) > 0.1 * np.abs(spectrum).max()
         phase = np.where(strong, np.angle(spectrum), np.nan)
         line[2].imshow(phase, cmap="twilight", vmin=-np.pi, vmax=np.pi, extent=(-edge, edge, edge, -edge))
-        radius = np.sqrt(strong.sum() / np.pi) * 2 * edge / n * 1.4
+        radius = max(radius, np.sqrt(strong.sum() / np.pi) * 2 * edge / n * 1.3)
         for axis in line[1:]:
-            axis.set_xlim(-radius, radius)
-            axis.set_ylim(radius, -radius)
             axis.set_xlabel("1/Å", fontsize=8)
         line[0].set_xlabel("Å", fontsize=8)
         line[0].set_ylabel(name, fontsize=9, color=INK)
         for axis in line:
             axis.tick_params(labelsize=7)
+    for axis in axes[:, 1:].ravel():
+        axis.set_xlim(-radius, radius)
+        axis.set_ylim(radius, -radius)
     for axis, title in zip(axes[0], ("intensity", "amplitude of the spectrum", "phase of the spectrum"), strict=True):
         axis.set_title(title, fontsize=8, color=MUTED)
     return figure

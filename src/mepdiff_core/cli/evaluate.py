@@ -31,6 +31,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--methods", default="adam,lbfgs,adam-best", metavar="A,B,C", help="methods (default: all)")
     parser.add_argument("--n", type=int, help="crystals times axes, at most (default: all)")
     parser.add_argument("--axes", default="c", metavar="A,B,C", help="lattice vectors along the beam (default c)")
+    parser.add_argument("--steps", type=int, help="iterations of every method, instead of its own number")
     parser.add_argument("--out", required=True, metavar="DIR", help="evaluation folder")
     parser.add_argument("--simulation", metavar="FILE.yaml", help="how to simulate (as --optics of 'mepdiff simulate')")
     add_device(parser)
@@ -46,6 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.report import text_table
 
     check(arguments.n is None or arguments.n >= 1, f"--n is {arguments.n}; expected at least 1")
+    settings = read_settings(arguments)
+    if arguments.steps is not None:
+        settings["iterations"] = arguments.steps
     methods = [m for m in arguments.methods.split(",") if m]
     simulation = load_simulation(arguments.simulation) if arguments.simulation else None
     rows: list[Mapping[str, Any]] = []
@@ -57,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.out,
             n=arguments.n,
             axes=[a for a in arguments.axes.split(",") if a],
-            settings=read_settings(arguments),
+            settings=settings,
             simulation=simulation,
             device=arguments.device,
             resume=arguments.resume,
