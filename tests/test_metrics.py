@@ -20,6 +20,7 @@ from mepdiff_core.metrics import (
     middle,
     nrmse,
     nrmse_atoms,
+    poisson_deviance,
     psnr_dB,
     r_factor,
     ssim_2d,
@@ -268,3 +269,20 @@ def test_every_volume_gets_finite_metrics_in_their_range(seed: int, noise: float
         assert abs(made[name]) <= 1 + 1e-9, name
     assert made["nrmse"] >= 0
     assert made["psnr_dB"] == math.inf or math.isfinite(made["psnr_dB"])
+
+
+def test_deviance_is_lowest_for_the_true_intensities_where_the_r_factor_is_not() -> None:
+    """Few counts: a prediction that is too low wins by R and loses by the deviance."""
+    rng = np.random.default_rng(0)
+    expected = np.full((200, 200), 0.4)
+    counts = rng.poisson(expected)
+    scales = (0.5, 0.8, 1.0, 1.25)
+    deviances = [poisson_deviance(s * expected, counts, 0.0) for s in scales]
+    assert min(deviances) == deviances[2]
+    assert r_factor(0.5 * expected, counts) < r_factor(expected, counts)
+
+
+def test_deviance_analytic() -> None:
+    assert poisson_deviance(np.array([3.0, 0.0]), np.array([3.0, 0.0]), 0.0 + 1e-300) == pytest.approx(0, abs=1e-12)
+    assert poisson_deviance(np.array([2.0]), np.array([0.0]), 0.0) == pytest.approx(4.0)
+    assert poisson_deviance(np.array([1.0]), np.array([2.0]), 1.0) == pytest.approx(0.0)

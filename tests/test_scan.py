@@ -18,6 +18,7 @@ from mepdiff_core import files
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import atomic_path, check_writable, make_folder, write_text
 from mepdiff_core.optics import Optics
+from mepdiff_core.ptyrad_adapter import import_torchvision
 from mepdiff_core.runs import load_arrays, save_arrays, write_volume
 from mepdiff_core.scan import Scan, Truth, load_scan, raster_positions, save_scan
 
@@ -425,3 +426,11 @@ def test_a_scan_cannot_be_changed_into_a_bad_one() -> None:
     scan = make_scan()
     with pytest.raises(InputError, match="positions_A"):
         replace(scan, positions_A=scan.positions_A[:-1])
+
+
+def test_ptyrad_reads_the_counts_by_their_key(small_scan: Scan, small_file: Path) -> None:
+    """Without our help, as somebody with PtyRAD alone would."""
+    import_torchvision()
+    from ptyrad.io.hierarchy import load_hdf5
+
+    assert np.array_equal(load_hdf5(str(small_file), "counts"), small_scan.counts)

@@ -13,7 +13,8 @@ import torch
 from mepdiff_core import figures
 from mepdiff_core.baselines import split_patterns
 from mepdiff_core.forward import ForwardModel, ModelConfig
-from mepdiff_core.metrics import failure_class, r_factor, volume_metrics
+from mepdiff_core.likelihood import Poisson
+from mepdiff_core.metrics import failure_class, poisson_deviance, r_factor, volume_metrics
 from mepdiff_core.report import figure_block, metrics_table, save_figure, write_page
 from mepdiff_core.scan import Scan
 
@@ -38,18 +39,20 @@ def judge(
         heldout_fraction, seed: those of the run: they say which patterns it had never seen.
 
     Returns:
-        ``r_factor`` over the fitted patterns, ``r_heldout`` over the others (None without any); with a truth of the same
-        slices also the volume metrics and ``failure_class``.
+        ``r_factor`` and ``deviance`` over the fitted patterns, ``r_heldout`` and ``deviance_heldout`` over the others (None
+        without any); with a truth of the same slices also the volume metrics and ``failure_class``.
     """
     model = ForwardModel(scan, len(volume), slice_thickness_A, ModelConfig(), device=device)
     fit, held = split_patterns(scan.n_patterns, heldout_fraction, seed)
     tensor = torch.as_tensor(np.array(volume))
-    result: dict[str, Any] = {
-        name: r_factor(model.predict(tensor, indices).cpu().numpy(), model.measured(indices).cpu().numpy())
-        if len(indices)
-        else None
-        for name, indices in (("r_factor", fit), ("r_heldout", held))
-    }
+    electrons, background = scan.electrons_per_pattern, Poisson().background
+    result: dict[str, Any] = {}
+    for r_name, deviance_name, indices in (("r_factor", "deviance", fit), ("r_heldout", "deviance_heldout", held)):
+        result[r_name] = result[deviance_name] = None
+        if len(indices):
+            predicted, measured = model.predict(tensor, indices).cpu().numpy(), scan.patterns()[indices].astype(np.float64)
+            result[r_name] = r_factor(predicted * electrons, measured)
+            result[deviance_name] = poisson_deviance(predicted * electrons, measured, background * electrons)
     if has_truth(scan, volume, slice_thickness_A):
         assert scan.truth is not None
         result |= volume_metrics(volume, scan.truth.phase)
@@ -129,7 +132,10 @@ def write_report(
 
 
 def _explain(truth: bool, rows: Sequence[Mapping[str, Any]]) -> str:
-    text = "R is the sum of |√I − √D| over the sum of √D; counting noise alone puts a floor under it."
+    text = (
+        "R is the sum of |√I − √D| over the sum of √D; counting noise alone puts a floor under it. The deviance is"
+        " Poisson's, a pixel: unlike R it is lowest for the true patterns, also where most pixels hold no electron."
+    )
     if any(row.get("r_heldout") is not None for row in rows):
         text += " Held-out patterns were never fitted: a volume that only follows the noise shows there."
     if truth:

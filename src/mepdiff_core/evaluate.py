@@ -25,15 +25,8 @@ from mepdiff_core.states import State
 from mepdiff_core.tasks import run_to_folder
 
 METRICS = (
-    "ssim_2d",
-    "ssim_3d",
-    "ssim_atoms",
-    "psnr_dB",
-    "nrmse",
-    "nrmse_atoms",
-    "depth_correlation",
-    "r_factor",
-    "r_heldout",
+    *("ssim_2d", "ssim_3d", "ssim_atoms", "psnr_dB", "nrmse", "nrmse_atoms", "depth_correlation"),
+    *("r_factor", "r_heldout", "deviance", "deviance_heldout"),
 )
 COLUMNS = ("crystal", "axis", "method", *METRICS, "seconds", "network_calls", "failure_class", "error")
 HELDOUT_FRACTION = 0.05

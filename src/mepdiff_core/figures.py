@@ -152,7 +152,8 @@ def probe_figure(probes: Mapping[str, npt.NDArray[np.complexfloating]], pixel_si
         line[0].imshow(np.abs(probe) ** 2, cmap="magma", extent=(-half, half, half, -half))
         line[1].imshow(np.abs(spectrum), cmap="gray", extent=(-edge, edge, edge, -edge))
         strong = np.abs(spectrum) > 0.1 * np.abs(spectrum).max()
-        phase = np.where(strong, np.angle(spectrum), np.nan)
+        on_axis = spectrum[n // 2, n // 2]  # a constant phase means nothing
+        phase = np.where(strong, np.angle(spectrum * on_axis.conj()), np.nan)
         line[2].imshow(phase, cmap="twilight", vmin=-np.pi, vmax=np.pi, extent=(-edge, edge, edge, -edge))
         radius = max(radius, np.sqrt(strong.sum() / np.pi) * 2 * edge / n * 1.3)
         for axis in line[1:]:

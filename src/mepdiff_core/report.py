@@ -27,6 +27,8 @@ COLUMNS = {
     "depth_correlation": ("depth corr.", 3),
     "r_factor": ("R", 4),
     "r_heldout": ("R held out", 4),
+    "deviance": ("deviance", 4),
+    "deviance_heldout": ("deviance held out", 4),
     "steps": ("steps", 0),
     "seconds": ("seconds", 0),
 }

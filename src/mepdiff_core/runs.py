@@ -40,7 +40,7 @@ class RunFolder:
         self.record = record
         self.history: list[dict[str, Any]] = []
         self._saved_at = -SAVE_EVERY_S
-        self._new = False
+        self._undo: list[Path] = []
         self._voxel: tuple[float, float, float] = tuple(record["voxel_size_A"])
         self._origin: tuple[float, float, float] = tuple(record["origin_A"])
 
@@ -51,9 +51,10 @@ class RunFolder:
         Raises:
             InputError: it exists and is not empty, or cannot be made.
         """
+        existed = Path(path).exists()
         path = make_folder(path)
         folder = cls(path, {**record, "versions": versions(), "status": "running"})
-        folder._new = True
+        folder._undo = [path / "run.yaml"] if existed else [path / "run.yaml", path]
         folder._write_record()
         return folder
 
@@ -115,9 +116,9 @@ class RunFolder:
             self.record["status"] = status
             if last is not None:
                 self._save(last, checkpoint=status != "finished")
-            if self._new and last is None and status.startswith("failed"):
-                (self.path / "run.yaml").unlink()
-                self.path.rmdir()
+            if self._undo and last is None and status.startswith("failed"):
+                for path in self._undo:
+                    path.rmdir() if path.is_dir() else path.unlink()
             else:
                 self._write_record()
             if status == "finished":

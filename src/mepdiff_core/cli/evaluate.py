@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = read_settings(arguments)
     if arguments.steps is not None:
         settings["iterations"] = arguments.steps
-    methods = [m for m in arguments.methods.split(",") if m]
+    methods = list(dict.fromkeys(m for m in arguments.methods.split(",") if m))
     simulation = load_simulation(arguments.simulation) if arguments.simulation else None
     rows: list[Mapping[str, Any]] = []
     done, total = 0, len(methods)
