@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.forward import ForwardModel, ModelConfig
 from mepdiff_core.metrics import volume_metrics
 from mepdiff_core.ptyrad_adapter import Constrainer, Constraints, PtyRADEngine
-from mepdiff_core.reconstruct import METHODS, method_config, reconstruct
+from mepdiff_core.reconstruction import METHODS, method_config, reconstruct
+from mepdiff_core.runs import read_volume, write_volume
 from mepdiff_core.scan import Scan
 from mepdiff_core.states import State
 
@@ -200,6 +202,20 @@ def test_states_cannot_be_changed(small_scan: Scan) -> None:
         state.loss = 0.0  # type: ignore[misc]
     with pytest.raises(ValueError, match="read-only"):
         state.volume[0] = 0
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_thin_specimens_go_to_disk_and_back(small_scan: Scan, tmp_path: Path, slices: int) -> None:
+    """TIFF squeezes a single slice into an image."""
+    volume = next(run_adam(small_scan, replace(FAST, slices=slices))).volume
+    write_volume(tmp_path / "volume.ome.tif", volume, (1.6, 0.2, 0.2), (0.8, 0.0, 0.0))
+    assert np.array_equal(read_volume(tmp_path / "volume.ome.tif"), volume)
+
+
+def test_few_electrons_are_no_divergence(small_scan: Scan) -> None:
+    counts = np.random.default_rng(0).binomial(small_scan.counts, 2e-4)
+    few = replace(small_scan, counts=counts, electrons_per_pattern=small_scan.electrons_per_pattern * 2e-4)
+    assert len(list(run_adam(few, replace(FAST, batch_size=4)))) == 6
 
 
 def test_states_keep_what_they_held_when_they_came(small_scan: Scan) -> None:

@@ -21,11 +21,22 @@ from mepdiff_core.optics import ABERRATION_ORDERS, Optics
 from mepdiff_core.ptyrad_adapter import Constraints
 from mepdiff_core.simulate import SimulationConfig
 
-ABERRATIONS = [f"C{n}{m}" for n, m in ABERRATION_ORDERS if (n, m) not in ((1, 0), (3, 0))]
-ABERRATIONS += [f"phi{n}{m}" for n, m in ABERRATION_ORDERS if m]
+ABERRATIONS = [(n, m) for n, m in ABERRATION_ORDERS if (n, m) not in ((1, 0), (3, 0))]
 finite = st.floats(allow_nan=False, allow_infinity=False)
 positive = st.floats(1e-9, 1e9)
 seeds = st.integers(0, 2**63)
+
+
+@st.composite
+def aberrations(draw: st.DrawFn) -> dict[str, float]:
+    """Magnitudes, those with a direction together with their angle or without."""
+    made = {}
+    for n, m in draw(st.lists(st.sampled_from(ABERRATIONS), max_size=3, unique=True)):
+        made[f"C{n}{m}"] = draw(finite)
+        if m and draw(st.booleans()):
+            made[f"phi{n}{m}"] = draw(finite)
+    return made
+
 
 optics = st.builds(
     Optics,
@@ -33,7 +44,7 @@ optics = st.builds(
     semiangle_mrad=st.floats(0.01, 10),
     overfocus_A=finite,
     Cs_A=finite,
-    aberrations=st.dictionaries(st.sampled_from(ABERRATIONS), finite, max_size=4),
+    aberrations=aberrations(),
 )
 
 
@@ -43,7 +54,7 @@ def simulations(draw: st.DrawFn) -> SimulationConfig:
     return SimulationConfig(
         optics=Optics(overfocus_A=draw(finite)),
         scan_shape=draw(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6))),
-        scan_step_A=draw(positive),
+        scan_step_A=draw(st.floats(1e-9, 1e4)),
         scan_rotation_deg=draw(finite),
         k_max_invA=draw(st.floats(1.2, 20)),
         detector_pixels=2 * draw(st.integers(4, 512)),

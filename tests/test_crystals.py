@@ -307,6 +307,8 @@ def test_an_atom_on_a_face_is_in_one_of_two_neighbouring_boxes(perovskite: Cryst
     for origin in (0.0, 1e-9, -1e-9, 1e-6, -1e-6):
         counts = [len(cut_box(perovskite, "c", (a, a, a), (origin + i * a, origin, origin)).numbers) for i in range(3)]
         assert counts == [5, 5, 5]
+        first = cut_box(perovskite, "c", (a, a, a), (origin, origin, origin))
+        np.testing.assert_allclose(first.positions_A[first.numbers == 38], [[0, 0, 0]], atol=2e-6)
 
 
 @given(

@@ -15,7 +15,7 @@ from mepdiff_core.likelihood import make_likelihood
 from mepdiff_core.metrics import r_factor
 from mepdiff_core.optics import Optics
 from mepdiff_core.ptyrad_adapter import PtyRADEngine
-from mepdiff_core.scan import Scan
+from mepdiff_core.scan import Scan, raster_positions
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
 
 BATCH = np.array([0, 3, 11, 12, 20, 29, 41])
@@ -194,6 +194,37 @@ def test_object_field_holds_every_window() -> None:
     start = np.round((positions - area.origin_A) / 0.2).astype(int) - 16
     assert start.min(0).tolist() == [0, 0]
     assert (start.max(0) + 32).tolist() == list(area.shape)
+
+
+@pytest.mark.parametrize("step", [0.3, 0.5, 0.512, 0.7])
+@pytest.mark.parametrize("config", [ModelConfig(), ModelConfig(sampling=2), ModelConfig(window=2, sampling=3)])
+@pytest.mark.parametrize("count", [1, 2, 10, 16, 26])
+def test_no_window_leaves_the_field(step: float, config: ModelConfig, count: int) -> None:
+    """Steps whose reach lies half a pixel between two: rounding must be the same for the field and its windows."""
+    positions = raster_positions((1, count), step)
+    scan = Scan(np.ones((1, count, 16, 16), np.uint8), positions, Optics(), 5 / 16, 256.0)
+    model = ForwardModel(scan, 1, 1.6, config)
+    waves = model.multislice
+    assert waves.corners.min() == 0
+    assert (waves.corners.max(0) + waves.n <= np.array(model.volume_shape[1:]) * config.sampling).all()
+    assert waves.shifts.abs().max() <= config.sampling
+    centre = waves.corners + waves.shifts.numpy() + waves.n // 2
+    pixel = 0.2 / config.sampling
+    expected = (positions - model.field.origin_A) / pixel + model.margin * config.sampling
+    assert centre == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["amplitude", "poisson"])
+def test_a_mini_batch_without_an_electron_says_nothing(small_scan: Scan, name: str) -> None:
+    counts = small_scan.counts.copy()
+    counts[0] = 0
+    model = ForwardModel(replace(small_scan, counts=counts), 4, 1.6)
+    empty, volume = np.arange(3), torch.zeros(model.volume_shape)
+    loss, gradient, _ = model.loss_and_gradient(volume, empty, make_likelihood(name))
+    theirs, their_gradient = PtyRADEngine(model, name).loss_and_gradient(volume, empty)  # type: ignore[arg-type]
+    assert float(loss) == theirs == 0
+    assert not gradient.any()
+    assert not their_gradient.any()
 
 
 def test_detector_indices_pick_every_second_frequency_of_a_window_twice_as_wide() -> None:

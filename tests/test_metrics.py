@@ -230,7 +230,11 @@ def dilate(mask: npt.NDArray[np.bool_], by: int) -> npt.NDArray[np.bool_]:
 def test_a_good_volume_is_near_perfect(truth: Volume) -> None:
     assert failure_class(truth, truth) == "near perfect"
     assert failure_class(truth + 0.7, truth) == "near perfect"
-    assert failure_class(truth + 0.002 * np.random.default_rng(0).normal(size=truth.shape), truth) == "near perfect"
+    noise = np.random.default_rng(0).normal(size=truth.shape)
+    assert 0.9 < ssim_2d(truth + 0.015 * noise, truth) < 0.95
+    assert failure_class(truth + 0.015 * noise, truth) == "near perfect"
+    assert 0.8 < ssim_2d(truth + 0.02 * noise, truth) < 0.9
+    assert failure_class(truth + 0.02 * noise, truth) != "near perfect"
 
 
 @pytest.mark.parametrize("order", [[7, 6, 5, 4, 3, 2, 1, 0], [1, 2, 3, 4, 5, 6, 7, 0], [1, 0, 3, 2, 5, 4, 7, 6]])

@@ -179,6 +179,7 @@ def with_count(value: float) -> np.ndarray[Any, np.dtype[np.float32]]:
         ({"probe": np.ones((16, 16), np.complex64)}, "probe has shape (16, 16); patterns of 16 px need (modes, 16, 16)"),
         ({"probe": np.ones((1, 32, 32), np.complex64)}, "probe has shape (1, 32, 32)"),
         ({"probe": np.zeros((1, 16, 16), np.complex64)}, "probe is zero or has values that are not numbers"),
+        ({"probe": np.full((1, 16, 16), 0.125, np.complex64)}, "the probe's intensity sums to 4"),
         ({"probe": np.full((1, 16, 16), np.nan, np.complex64)}, "probe is zero or has values that are not numbers"),
         ({"k_step_invA": 0.08}, "semiangle_mrad 18 is 0.718 1/Å, beyond the detector's 0.640 1/Å"),
         ({"k_step_invA": 0.0}, "k_step_invA is 0.0"),

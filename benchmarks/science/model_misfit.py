@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--structures", type=Path, required=True)
     parser.add_argument("--crystals", default="SrTiO3,LaMoO4,LiCoO2")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--every", type=int, default=9, help="take every n-th pattern")
+    parser.add_argument("--every", type=int, default=14, help="take every n-th pattern")
     arguments = parser.parse_args()
     with arguments.out.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -16,12 +16,13 @@ _PUBLIC = {
     "simulate_scan": "simulate",
     "ModelConfig": "forward",
     "AdamConfig": "baselines",
+    "Constraints": "ptyrad_adapter",
     "LBFGSConfig": "baselines",
     "State": "states",
-    "reconstruct": "reconstruct",
+    "reconstruct": "reconstruction",
     "ProbeFitConfig": "probe",
     "fit_probe": "probe",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "InputError": "errors",
 }
 __all__ = [*_PUBLIC]
@@ -29,11 +30,11 @@ __all__ = [*_PUBLIC]
 if TYPE_CHECKING:
     from mepdiff_core.baselines import AdamConfig, LBFGSConfig
     from mepdiff_core.errors import InputError
-    from mepdiff_core.evaluate import evaluate
+    from mepdiff_core.evaluation import evaluate
     from mepdiff_core.forward import ModelConfig
     from mepdiff_core.optics import Optics
     from mepdiff_core.probe import ProbeFitConfig, fit_probe
-    from mepdiff_core.reconstruct import reconstruct
+    from mepdiff_core.reconstruction import reconstruct
     from mepdiff_core.scan import Scan, load_scan, save_scan
     from mepdiff_core.simulate import SimulationConfig, simulate_scan
     from mepdiff_core.states import State

@@ -81,7 +81,7 @@ class AdamConfig:
         check(self.patience is None or self.patience >= 1, f"patience is {self.patience}; expected at least 1 or null")
         check(
             self.patience is None or self.heldout_fraction > 0,
-            "patience needs held-out patterns; set heldout_fraction, to 0.05 for instance",
+            "patience needs held-out patterns; set heldout_fraction, to 0.05 for instance, or patience to null",
         )
         _check_common(self.batch_size, self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
 
@@ -192,7 +192,7 @@ def split_patterns(n_patterns: int, heldout_fraction: float, seed: int) -> tuple
     if heldout_fraction == 0:
         return np.arange(n_patterns), np.arange(0)
     count = max(1, round(heldout_fraction * n_patterns))
-    check(count < n_patterns, f"heldout_fraction leaves none of {n_patterns} patterns to fit; set it to 0")
+    check(count < n_patterns, f"heldout_fraction leaves none of {n_patterns} patterns to fit; set it to 0, patience to null")
     order = np.random.default_rng([seed, 0]).permutation(n_patterns)
     return np.sort(order[count:]), np.sort(order[:count])
 
@@ -237,7 +237,7 @@ def run_adam(
         bad_passes = int(checkpoint["bad_passes"])
         best_misfit, seconds = float(checkpoint["best_misfit"]), float(checkpoint["seconds"])
         best = np.asarray(checkpoint["best"], np.float32)
-        volume.data.copy_(torch.as_tensor(np.asarray(checkpoint["volume"])))
+        volume.data.copy_(torch.as_tensor(np.array(checkpoint["volume"])))
         optimizer.state[volume] = {
             "step": torch.tensor(float(done * len(batches))),
             "exp_avg": torch.as_tensor(np.array(checkpoint["exp_avg"])).to(model.device),
@@ -261,7 +261,9 @@ def run_adam(
             volume.copy_(engine.constrain(volume.detach(), step))
         check_finite(volume, step)
         mean_loss = float(np.mean(losses))
-        bad_passes = bad_passes + 1 if mean_loss > vacuum else 0
+        # the mean of the batches' losses is near that of all patterns, but not the same: look twice before a verdict
+        worse = mean_loss > vacuum and engine.loss(volume.detach(), fit) > vacuum
+        bad_passes = bad_passes + 1 if worse else 0
         if bad_passes == DIVERGED_PASSES:
             reason = f"its loss {mean_loss:.4g} stays above {vacuum:.4g}, that of no specimen at all"
             raise Diverged(_advice(step, reason, config.learning_rate))
@@ -314,8 +316,7 @@ def run_lbfgs(
     engine = make_engine(config.engine, model, config.likelihood, Constraints())
     fit, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
     initial = _start_volume(model, start)
-    vacuum = engine.loss(torch.zeros_like(initial), fit)
-    best, best_loss, best_step, seconds, first_rate = _output(model, initial), math.inf, 0, 0.0, 0
+    best, best_loss, best_step, seconds, first_rate = _output(model, initial), engine.loss(initial, fit), 0, 0.0, 0
     if checkpoint is not None:
         best, best_step = np.asarray(checkpoint["best"], np.float32), int(checkpoint["best_step"])
         best_loss, seconds = float(checkpoint["best_loss"]), float(checkpoint["seconds"])
@@ -375,10 +376,10 @@ def run_lbfgs(
             )
             if diverged:
                 break
-    if best_loss > vacuum:
+    if best_step == 0:
         rates = ", ".join(f"{r:g}" for r in config.learning_rates)
         raise Diverged(
-            f"L-BFGS diverged at every learning rate ({rates}): its loss stays above that of no specimen; "
+            f"L-BFGS diverged at every learning rate ({rates}): its loss stays above that of the start; "
             "give smaller ones, or line_search strong_wolfe"
         )
 
@@ -399,15 +400,13 @@ def _start_volume(model: ForwardModel, start: npt.NDArray[np.floating] | None) -
         check(bool(np.isfinite(start).all()), "the start volume has values that are not numbers")
         m = model.margin
         inner = volume[:, m : volume.shape[1] - m, m : volume.shape[2] - m]
-        inner.copy_(torch.as_tensor(np.ascontiguousarray(start)))
+        inner.copy_(torch.as_tensor(np.array(start, order="C")))
     return volume
 
 
 def _output(model: ForwardModel, volume: Tensor) -> npt.NDArray[np.float32]:
-    """A copy that nobody can change, on the object field."""
-    result = np.array(model.crop(volume.detach().cpu().numpy()), np.float32)
-    result.flags.writeable = False
-    return result
+    """A copy, on the object field."""
+    return np.array(model.crop(volume.detach().cpu().numpy()), np.float32)
 
 
 def _copy(tensor: Tensor) -> npt.NDArray[np.float32]:
@@ -421,4 +420,6 @@ def _advice(step: int, reason: str, learning_rate: float) -> str:
 def check_finite(volume: Tensor, step: int) -> None:
     """Raise ``Diverged`` for a volume with values that are not numbers."""
     if not bool(torch.isfinite(volume).all()):
-        raise Diverged(f"the reconstruction diverged in step {step}: the volume has values that are not numbers")
+        raise Diverged(
+            f"the reconstruction diverged in step {step}: the volume is not finite any more; lower the learning rate"
+        )

@@ -19,11 +19,13 @@ from torch import Tensor
 from mepdiff_core.config import check
 from mepdiff_core.fourier import Fourier
 from mepdiff_core.likelihood import Likelihood, sum64
-from mepdiff_core.optics import Optics, make_probe, propagator
+from mepdiff_core.optics import make_probe, propagator
 from mepdiff_core.scan import Scan
 
 CPU_CHUNK = 16
-"""Patterns at once on a CPU: their waves stay in its cache. Any other device takes what it is given."""
+"""Patterns at once on a CPU: their waves stay in its cache."""
+DEVICE_CHUNK_BYTES = 2e9
+"""Memory that the waves of the patterns at once may take on any other device."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Field:
 def object_field(positions_A: npt.NDArray[np.float64], n_pixels: int, pixel_size_A: float) -> Field:
     """The smallest field in which every position's window of ``n_pixels`` fits."""
     low = positions_A.min(0)
-    reach = np.round((positions_A.max(0) - low) / pixel_size_A).astype(int)
+    reach = np.round((positions_A - low) / pixel_size_A).max(0).astype(int)
     origin = low - n_pixels // 2 * pixel_size_A
     return Field((int(reach[0]) + n_pixels, int(reach[1]) + n_pixels), (float(origin[0]), float(origin[1])), pixel_size_A)
 
@@ -259,15 +261,17 @@ class ForwardModel:
         self.margin = (config.window - 1) * n // 2
         self.volume_shape = (slices, self.field.shape[0] + 2 * self.margin, self.field.shape[1] + 2 * self.margin)
         grid, pixel = n * config.window * config.sampling, scan.pixel_size_A / config.sampling
-        centre = (scan.positions_A - self.field.origin_A) / pixel + self.margin * config.sampling
-        nearest = np.round(centre).astype(np.int64)
+        # the window's first pixel is the position's, rounded; on finer pixels it must still end inside the field
+        offset = (scan.positions_A - scan.positions_A.min(0)) / pixel
+        last = (np.array(self.volume_shape[1:]) * config.sampling) - grid
+        corner = np.minimum(np.round(offset), last).astype(np.int64)
         if probe is None:
-            probe = self._probe_on_grid(scan, scan.optics, grid, pixel)
+            probe = self._probe_on_grid(scan, grid, pixel)
         self.multislice = Multislice(
             probe,
             propagator(scan.optics.energy_eV, grid, pixel, slice_thickness_A, config.paraxial),
-            nearest - grid // 2,
-            centre - nearest,
+            corner,
+            offset - corner,
             detector_indices(n, grid, config.window) if grid != n else None,
             config.window**2,
             device,
@@ -279,11 +283,14 @@ class ForwardModel:
         patterns /= np.float32(scan.electrons_per_pattern)
         self.patterns = torch.as_tensor(patterns).to(self.device, self.real_dtype)
         self._scales: dict[Likelihood, npt.NDArray[np.float64]] = {}
-        self.chunk = CPU_CHUNK if self.device.type == "cpu" else 256
+        self.chunk = CPU_CHUNK
+        if self.device.type != "cpu":
+            per_pattern = 8 * grid**2 * (slices + 4) * len(probe)
+            self.chunk = max(1, min(512, int(DEVICE_CHUNK_BYTES / per_pattern)))
 
-    def _probe_on_grid(self, scan: Scan, optics: Optics, grid: int, pixel: float) -> npt.NDArray[np.complexfloating]:
+    def _probe_on_grid(self, scan: Scan, grid: int, pixel: float) -> npt.NDArray[np.complexfloating]:
         if scan.probe is None:
-            return make_probe(optics, grid, pixel)[None]
+            return make_probe(scan.optics, grid, pixel)[None]
         check(
             grid == scan.n_pixels,
             f"the scan's own probe has {scan.n_pixels} px; a model of window {self.config.window} and sampling "

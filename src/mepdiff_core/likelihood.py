@@ -28,7 +28,7 @@ class Likelihood(Protocol):
         ...
 
     def finish(self, total: float, data_scale: float, n_pixels: int) -> tuple[float, float]:
-        """The loss, and the factor that turns the sum's derivative into the loss's."""
+        """The loss, and the factor that turns the sum's derivative into the loss's; zeros where there is no electron."""
         ...
 
     def data_scale(self, data: Tensor) -> float:
@@ -56,6 +56,8 @@ class Amplitude:
         return residual.square(), residual / amplitude
 
     def finish(self, total: float, data_scale: float, n_pixels: int) -> tuple[float, float]:
+        if data_scale == 0:
+            return 0.0, 0.0
         mean = data_scale / n_pixels
         rms = (total / n_pixels) ** 0.5
         return rms / mean, 0.5 / (rms * n_pixels * mean) if rms > 0 else 0.0
@@ -82,7 +84,7 @@ class Poisson:
         return intensity - data * expected.log(), 1 - data / expected
 
     def finish(self, total: float, data_scale: float, n_pixels: int) -> tuple[float, float]:
-        return total / data_scale, 1 / data_scale
+        return (total / data_scale, 1 / data_scale) if data_scale > 0 else (0.0, 0.0)
 
     def data_scale(self, data: Tensor) -> float:
         return sum64(data)

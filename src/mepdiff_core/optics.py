@@ -73,7 +73,14 @@ class Optics:
         )
         allowed = {f"{kind}{n}{m}" for n, m in ABERRATION_ORDERS for kind in (("C", "phi") if m else ("C",))}
         allowed -= {"C10", "C30"}
-        for name in self.aberrations:
+        for name in ("overfocus_A", "Cs_A"):
+            check(math.isfinite(getattr(self, name)), f"{name} is {getattr(self, name)}; expected a number")
+        for name, value in self.aberrations.items():
+            check(math.isfinite(value), f"aberration {name} is {value}; expected a number")
+            check(
+                not name.startswith("phi") or f"C{name[3:]}" in self.aberrations,
+                f"aberration {name} is an angle without its C{name[3:]}; give both",
+            )
             check(
                 name in allowed,
                 f"aberration '{name}' is not known; C10 is overfocus_A, C30 is Cs_A, others are "

@@ -5,6 +5,7 @@ Source: MEP-Diffusion, appendix C (32 scans of a validation set, taken under one
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -83,11 +84,14 @@ def fit_probe(
     check(len(scans) > 0, "no scans; give at least one")
     first = scans[0]
     for scan in scans[1:]:
-        same = (scan.n_pixels, scan.optics.energy_eV) == (first.n_pixels, first.optics.energy_eV)
         check(
-            same and math.isclose(scan.k_step_invA, first.k_step_invA, rel_tol=1e-6),
-            f"the scans differ: {scan.n_pixels} px of {scan.k_step_invA:g} 1/Å at {scan.optics.energy_eV:g} eV beside "
-            f"{first.n_pixels} px of {first.k_step_invA:g} 1/Å at {first.optics.energy_eV:g} eV; one probe cannot fit both",
+            scan.optics == first.optics,
+            f"the scans have different optics ({scan.optics} beside {first.optics}); one probe cannot fit both",
+        )
+        check(
+            scan.n_pixels == first.n_pixels and math.isclose(scan.k_step_invA, first.k_step_invA, rel_tol=1e-6),
+            f"the scans differ: {scan.n_pixels} px of {scan.k_step_invA:g} 1/Å beside {first.n_pixels} px of "
+            f"{first.k_step_invA:g} 1/Å; one probe cannot fit both",
         )
     likelihood = make_likelihood(config.likelihood)
     models = []
@@ -198,11 +202,14 @@ def save_probe(probe: npt.NDArray[np.complex64], scan: Scan, path: str | Path) -
     """Write a probe file: ``/probe`` (modes, y, x) complex64 with the pixel size and the energy it belongs to."""
     import h5py
 
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    buffer = io.BytesIO()  # as for scans: a full disk must not take HDF5, and the process, down
+    with h5py.File(buffer, "w") as file:
         file.attrs["format"] = "mepdiff-probe"
         data = file.create_dataset("probe", data=probe)
         data.attrs["pixel_size_A"] = scan.pixel_size_A
         data.attrs["energy_eV"] = scan.optics.energy_eV
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def with_probe(scan: Scan, path: str | Path) -> Scan:
@@ -219,7 +226,7 @@ def with_probe(scan: Scan, path: str | Path) -> Scan:
             data = file["probe"]
             probe = data[()].astype(np.complex64)
             pixel, energy = float(data.attrs["pixel_size_A"]), float(data.attrs["energy_eV"])
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a probe file ({' '.join(str(error).split())})") from None
     check(
         math.isclose(pixel, scan.pixel_size_A, rel_tol=1e-4) and energy == scan.optics.energy_eV,

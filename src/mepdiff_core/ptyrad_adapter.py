@@ -18,6 +18,8 @@ from mepdiff_core.config import check
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import INTENSITY_FLOOR, Poisson
 
+CHUNK = 32
+"""Patterns that PtyRAD predicts at once where no gradient is asked for."""
 Optimizable = ("obja", "objp", "obj_tilts", "slice_thickness", "probe", "probe_pos_shifts")
 
 
@@ -124,6 +126,8 @@ class PtyRADEngine:
         """PtyRAD's loss over these patterns and its gradient by the phase; volume (slices, y, x)."""
         self.model.opt_objp.data.copy_(volume[None])
         self.model.opt_objp.grad = None
+        if not self.model.get_measurements(indices).any():
+            return 0.0, torch.zeros_like(volume)  # as ours: a mini-batch without an electron says nothing
         loss = self._loss(indices)
         loss.backward()
         self.model.clear_cache()
@@ -133,19 +137,22 @@ class PtyRADEngine:
 
     def loss(self, volume: Tensor, indices: npt.NDArray[np.integer]) -> float:
         """PtyRAD's loss over these patterns."""
+        measured = self.model.get_measurements(indices)
+        if not measured.any():
+            return 0.0
+        unused = torch.zeros(1, 1, 1, 1, 1, device=measured.device)  # object patches, which no loss in use looks at
         with torch.no_grad():
-            self.model.opt_objp.data.copy_(volume[None])
-            loss = float(self._loss(indices))
-            self.model.clear_cache()
-        return loss
+            predicted = self.predict(volume, indices)
+            return float(self.loss_function(predicted, measured, unused, unused, self.model.omode_occu)[0])
 
     def predict(self, volume: Tensor, indices: npt.NDArray[np.integer]) -> Tensor:
         """PtyRAD's patterns, (positions, ky, kx), fractions of the beam."""
         with torch.no_grad():
             self.model.opt_objp.data.copy_(volume[None])
-            patterns: Tensor = self.model(indices)
+            # PtyRAD takes the whole batch at once, several gigabytes for a scan
+            parts = [self.model(indices[first : first + CHUNK]) for first in range(0, len(indices), CHUNK)]
             self.model.clear_cache()
-        return patterns
+        return torch.cat(parts)
 
     def constrain(self, volume: Tensor, iteration: int) -> Tensor:
         """The volume after PtyRAD's constraints, as at the end of its iteration."""

@@ -1,113 +1,138 @@
-"""One HTML page that holds everything: a table of metrics, figures inside the page, what was computed and how."""
+"""A finished run judged: its volume against the truth, its patterns against the measured ones, and the report of both."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mepdiff_core.config import dump_yaml
-from mepdiff_core.files import atomic_path, write_text
+import numpy as np
+import numpy.typing as npt
+import torch
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLUMNS = {
-    "ssim_2d": ("SSIM (slices)", 3),
-    "ssim_3d": ("SSIM (3D)", 3),
-    "ssim_atoms": ("SSIM (atoms)", 3),
-    "psnr_dB": ("PSNR (dB)", 1),
-    "nrmse": ("nRMSE", 3),
-    "nrmse_atoms": ("nRMSE (atoms)", 3),
-    "depth_correlation": ("depth corr.", 3),
-    "r_factor": ("R", 4),
-    "r_heldout": ("R held out", 4),
-    "deviance": ("deviance", 4),
-    "deviance_heldout": ("deviance held out", 4),
-    "steps": ("steps", 0),
-    "seconds": ("seconds", 0),
-}
-"""What a metric is called in tables, and its decimals."""
+from mepdiff_core import figures
+from mepdiff_core.baselines import split_patterns
+from mepdiff_core.forward import ForwardModel, ModelConfig
+from mepdiff_core.likelihood import Poisson
+from mepdiff_core.metrics import MIDDLE_PX, failure_class, poisson_deviance, r_factor, volume_metrics
+from mepdiff_core.page import figure_block, metrics_table, save_figure, write_page
+from mepdiff_core.scan import Scan
 
 
-def save_figure(figure: Figure, path: str | Path) -> bytes:
-    """Write a figure as PNG, atomically; return its bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-    return buffer.getvalue()
-
-
-def format_value(name: str, value: Any) -> str:
-    """A metric as a table shows it."""
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, str):
-        return value
-    if not math.isfinite(value):
-        return "not finite"
-    return f"{value:.{COLUMNS[name][1]}f}" if name in COLUMNS else f"{value:g}"
-
-
-def metrics_table(rows: Sequence[Mapping[str, Any]], leading: Sequence[str]) -> str:
-    """An HTML table: the leading columns, then every metric that any row has."""
-    shown = [name for name in COLUMNS if any(row.get(name) not in (None, "") for row in rows)]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in [*leading, *(COLUMNS[name][0] for name in shown)])
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td>{html.escape(str(row.get(name, '')))}</td>" for name in leading)
-        + "".join(f"<td>{html.escape(format_value(name, row.get(name)))}</td>" for name in shown)
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def text_table(rows: Sequence[Mapping[str, Any]], leading: Sequence[str]) -> str:
-    """The same table for a terminal."""
-    shown = [name for name in COLUMNS if any(row.get(name) not in (None, "") for row in rows)]
-    lines = [[*leading, *(COLUMNS[name][0] for name in shown)]]
-    lines += [[*(str(row.get(n, "")) for n in leading), *(format_value(n, row.get(n)) for n in shown)] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < len(leading) else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-
-
-def figure_block(png: bytes, caption: str) -> str:
-    """A figure inside the page."""
-    data = base64.b64encode(png).decode()
-    alt = html.escape(caption, quote=True)
-    image = f'<img src="data:image/png;base64,{data}" alt="{alt}">'
-    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
-def write_page(
-    path: str | Path, title: str, lead: str, sections: Sequence[tuple[str, str]], record: Mapping[str, Any]
-) -> None:
-    """Write the page.
+def judge(
+    scan: Scan,
+    volume: npt.NDArray[np.floating],
+    slice_thickness_A: float,
+    heldout_fraction: float,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Every metric that this scan allows.
 
     Args:
-        title, lead: heading, and one line under it.
-        sections: (heading, HTML) pairs.
-        record: how it was computed; shown as YAML at the end.
+        volume: (slices, y, x) on the scan's object field, rad.
+        heldout_fraction, seed: those of the run: they say which patterns it had never seen.
+
+    Returns:
+        ``r_factor`` and ``deviance`` over the fitted patterns, ``r_heldout`` and ``deviance_heldout`` over the others (None
+        without any); with a truth of the same slices also the volume metrics and ``failure_class``.
     """
-    body = "".join(f"<h2>{html.escape(heading)}</h2>{content}" for heading, content in sections)
-    style = resources.files("mepdiff_core").joinpath("data/report.css").read_text(encoding="utf-8")
-    details = f"<h2>How it was computed</h2><pre>{html.escape(dump_yaml(record))}</pre>"
-    write_text(
-        path,
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(title)}</title><style>{style}</style><body><h1>{html.escape(title)}</h1>"
-        f'<p class="lead">{html.escape(lead)}</p>{body}{details}</body></html>\n',
+    model = ForwardModel(scan, len(volume), slice_thickness_A, ModelConfig(), device=device)
+    fit, held = split_patterns(scan.n_patterns, heldout_fraction, seed)
+    tensor = torch.as_tensor(np.array(volume))
+    electrons, background = scan.electrons_per_pattern, Poisson().background
+    result: dict[str, Any] = {}
+    for r_name, deviance_name, indices in (("r_factor", "deviance", fit), ("r_heldout", "deviance_heldout", held)):
+        result[r_name] = result[deviance_name] = None
+        if len(indices):
+            predicted, measured = model.predict(tensor, indices).cpu().numpy(), scan.patterns()[indices].astype(np.float64)
+            result[r_name] = r_factor(predicted * electrons, measured)
+            result[deviance_name] = poisson_deviance(predicted * electrons, measured, background * electrons)
+    if has_truth(scan, volume, slice_thickness_A):
+        assert scan.truth is not None
+        result |= volume_metrics(volume, scan.truth.phase)
+        result["failure_class"] = failure_class(volume, scan.truth.phase)
+    return result
+
+
+def has_truth(scan: Scan, volume: npt.NDArray[np.floating], slice_thickness_A: float) -> bool:
+    """Whether the scan knows the true volume on the grid of this one."""
+    truth = scan.truth
+    return truth is not None and truth.phase.shape == volume.shape and abs(truth.voxel_size_A[0] - slice_thickness_A) < 1e-6
+
+
+def write_report(
+    folder: Path,
+    scan: Scan,
+    volume: npt.NDArray[np.floating],
+    slice_thickness_A: float,
+    metrics: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    record: Mapping[str, Any],
+    title: str,
+    device: torch.device,
+) -> None:
+    """``report.html`` and its PNGs: slices, depth profiles, patterns and losses of one run.
+
+    Args:
+        volume: (slices, y, x), rad; metrics: its own, with "method"; history: rows of ``history.csv``.
+    """
+    known = has_truth(scan, volume, slice_thickness_A)
+    truth = scan.truth.phase if scan.truth is not None and known else None
+    voxel = (slice_thickness_A, scan.pixel_size_A, scan.pixel_size_A)
+    volumes = {str(metrics["method"]): volume}
+    sections = [("Metrics", metrics_table([metrics], ["method"]) + _explain(scan, known, metrics))]
+
+    png = save_figure(figures.slices_figure(volumes, truth, voxel), folder / "slices.png")
+    caption = "Phase of slices from the entrance face (left) down, the middle of the field, one grey scale."
+    sections.append(("Slices", figure_block(png, caption)))
+    if truth is not None:
+        png = save_figure(figures.depth_figure(volumes, truth, voxel), folder / "depth.png")
+        caption = "Phase along the beam through atom columns: what a reconstruction finds hardest."
+        sections.append(("Depth", figure_block(png, caption)))
+
+    n = scan.n_patterns
+    indices = np.unique(np.array([0, n // 3 + scan.shape[1] // 2, 2 * n // 3, n - 1]).clip(0, n - 1))
+    model = ForwardModel(scan, len(volume), slice_thickness_A, ModelConfig(), device=device)
+    predicted = model.predict(torch.as_tensor(np.array(volume)), indices).cpu().numpy() * scan.electrons_per_pattern
+    labels = [f"position {i // scan.shape[1]}, {i % scan.shape[1]}" for i in indices]
+    measured = scan.patterns()[indices].astype(float)
+    figure = figures.patterns_figure(measured, {str(metrics["method"]): predicted}, scan.k_step_invA, labels)
+    png = save_figure(figure, folder / "patterns.png")
+    caption = "Measured and predicted patterns, square root of the electrons in a pixel."
+    sections.append(("Diffraction patterns", figure_block(png, caption)))
+    png = save_figure(figures.losses_figure({str(metrics["method"]): history}), folder / "losses.png")
+    caption = "Loss of the fitted patterns and, where some were held out, of those."
+    sections.append(("Convergence", figure_block(png, caption)))
+    lead = f"{scan.info.get('formula', 'a scan')}, {scan.shape[0]} × {scan.shape[1]} patterns of {scan.n_pixels} px."
+    write_page(folder / "report.html", title, lead + _simulated(scan), sections, record)
+
+
+def _simulated(scan: Scan) -> str:
+    """What a reader must know of a simulated scan: whether the model that judges it is the one that made it."""
+    made = scan.info.get("simulation")
+    if not made:
+        return ""
+    text = f" Simulated with abTEM's potentials at {made['sampling_A']:g} Å, modelled at {scan.pixel_size_A:.3g} Å"
+    if made["window"] > 1 and made["sampling_A"] < 0.75 * scan.pixel_size_A:
+        return f"{text} in a window {made['window']} times narrower: no inverse crime."
+    return f"{text}: the same sampling or window on both sides, an inverse crime in part."
+
+
+def _explain(scan: Scan, known: bool, metrics: Mapping[str, Any]) -> str:
+    text = (
+        "R is the sum of |√I − √D| over the sum of √D; counting noise alone puts a floor under it. The deviance is"
+        " Poisson's, a pixel: unlike R it is lowest for the true patterns, also where most pixels hold no electron."
+        " Both are those of the model at the detector's pixel and window, for every method."
     )
+    if metrics.get("r_heldout") is not None:
+        text += " Held-out patterns were never fitted: a volume that only follows the noise shows there."
+    if known:
+        text += (
+            f" Volumes are judged over the middle {MIDDLE_PX} × {MIDDLE_PX} px after a constant phase is removed. An empty"
+            " volume scores about 0.4 in SSIM where most of the truth is background; 'atoms' looks only where atoms are;"
+            " depth correlation is 0 for a volume that is even along the beam."
+        )
+    elif scan.truth is not None:
+        text += " The scan's true volume has other slices than this one, so the two were not compared."
+    return f"<p>{text}</p>"

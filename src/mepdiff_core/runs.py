@@ -6,22 +6,28 @@ import csv
 import hashlib
 import io
 import json
+import math
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mepdiff_core import __version__
-from mepdiff_core.config import check, dump_yaml, read_yaml
+from mepdiff_core.config import check, dump_yaml, read_yaml, to_dict
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import atomic_path, make_folder, write_text
 from mepdiff_core.states import State
 
+if TYPE_CHECKING:
+    from mepdiff_core.reconstruction import MethodConfig
+
+Progress = Callable[[State], None]
 HISTORY = ("step", "loss", "heldout", "sigma", "seconds", "volume_step", "note")
 SAVE_EVERY_S = 15.0
 
@@ -109,8 +115,8 @@ class RunFolder:
         except Diverged as error:
             status = f"diverged: {error}"
             raise
-        except InputError as error:
-            status = f"failed: {error}"
+        except Exception as error:
+            status = f"failed: {error}" if isinstance(error, InputError) else f"failed: {type(error).__name__}: {error}"
             raise
         finally:
             self.record["status"] = status
@@ -126,7 +132,7 @@ class RunFolder:
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """``metrics.json``."""
-        write_text(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_text(self.path / "metrics.json", json.dumps(finite(metrics), indent=2) + "\n")
 
     def _save(self, state: State, checkpoint: bool = True) -> None:
         write_volume(self.path / "volume.ome.tif", state.volume, self._voxel, self._origin)
@@ -143,14 +149,133 @@ class RunFolder:
         write_text(self.path / "run.yaml", dump_yaml(self.record))
 
 
-def save_arrays(arrays: Mapping[str, npt.NDArray[np.generic]], path: str | Path) -> None:
-    """Arrays by name into one safetensors file, atomically."""
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: where, and its metrics."""
+
+    folder: Path
+    metrics: dict[str, Any]
+
+
+def run_to_folder(
+    scan_path: str | Path,
+    out: str | Path,
+    method: str,
+    settings: Mapping[str, Any] | MethodConfig | None = None,
+    device: str = "auto",
+    start: str | Path | None = None,
+    probe: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Reconstruct a scan file into a run folder, with metrics and report.
+
+    Args:
+        scan_path: our HDF5 scan.
+        out: run folder, new, or with ``resume`` that of an interrupted run of the same scan and method.
+        method, settings, device: as for ``reconstruct``.
+        start: a TIFF volume to start from.
+        probe: a probe file to use instead of the scan's own.
+        resume: go on where the run stopped, with the settings, start and probe it has on record. A finished run has nothing
+            left to do: only its metrics and report are made again.
+        progress: called with every state.
+
+    Raises:
+        InputError: bad input, or a diverged reconstruction, whose last good volume is in the folder then.
+    """
+    from mepdiff_core.probe import with_probe
+    from mepdiff_core.reconstruction import METHODS, choose_device, method_config, volume_grid
+    from mepdiff_core.report import judge, write_report
+    from mepdiff_core.scan import load_scan
+
+    config = method_config(method, settings)
+    scan = load_scan(scan_path)
+    digest = sha256(scan_path)
+    chosen = choose_device(device)
+    checkpoint = None
+    if resume:
+        folder = RunFolder.reopen(out)
+        record, checkpoint = folder.record, folder.load_checkpoint()
+        check(
+            record["input_sha256"] == digest,
+            f"{scan_path} is not the scan that the run in {out} was made from (its sha256 differs); give that one",
+        )
+        check(record["method"] == method, f"the run in {out} is of method {record['method']}, not {method}; name that one")
+        recorded = method_config(method, record["config"])
+        check(
+            not settings or config == recorded,
+            f"the settings given are not those of the run in {out}; leave them out to go on, or start another run",
+        )
+        config = recorded
+        start, probe = _recorded_file(record, "start", start), _recorded_file(record, "probe", probe)
+    scan = scan if probe is None else with_probe(scan, probe)
+    start_volume = None if start is None or checkpoint is not None else read_volume(start)
+    if not resume:
+        voxel, origin = volume_grid(scan, config.slice_thickness_A)
+        folder = RunFolder.create(
+            out,
+            {
+                "method": method,
+                "config": to_dict(config),
+                "seed": config.seed,
+                "input": Path(scan_path).name,
+                "input_sha256": digest,
+                "start": _file_record(start),
+                "probe": _file_record(probe),
+                "device": str(chosen),
+                "voxel_size_A": list(voxel),
+                "origin_A": list(origin),
+            },
+        )
+    states = METHODS[method].run(scan, config, chosen, start_volume, checkpoint)
+    last: State | None = None
+    for state in folder.follow(iter(()) if folder.record["status"] == "finished" else states):
+        last = state
+        if progress is not None:
+            progress(state)
+    volume = last.volume if last is not None else read_volume(folder.path / "volume.ome.tif")
+    row = folder.history[-1]
+    metrics: dict[str, Any] = {
+        "method": method,
+        "steps": int(row["step"]),
+        "volume_step": int(row["volume_step"]),
+        "seconds": float(row["seconds"]),
+        **judge(scan, volume, config.slice_thickness_A, config.heldout_fraction, config.seed, chosen),
+    }
+    folder.write_metrics(metrics)
+    title = f"{scan.info.get('crystal', Path(scan_path).stem)} by {method}"
+    write_report(folder.path, scan, volume, config.slice_thickness_A, metrics, folder.history, folder.record, title, chosen)
+    return RunResult(folder.path, metrics)
+
+
+def _file_record(path: str | Path | None) -> dict[str, str] | None:
+    if path is None:
+        return None
+    return {"path": str(Path(path).resolve()), "sha256": sha256(path)}
+
+
+def _recorded_file(record: Mapping[str, Any], name: str, given: str | Path | None) -> Path | None:
+    entry = record.get(name)
+    path = None if entry is None else Path(entry["path"])
+    check(
+        given is None or Path(given).resolve() == path,
+        f"the {name} given is not that of the run ({path}); leave it out to go on, or start another run",
+    )
+    if entry is None or path is None:
+        return None
+    check(path.exists(), f"{path}, the {name} of this run, is not there any more; put it back to go on")
+    check(sha256(path) == entry["sha256"], f"{path}, the {name} of this run, has changed; put the old one back to go on")
+    return path
+
+
+def save_arrays(arrays: Mapping[str, npt.NDArray[np.generic]], path: str | Path, about: str = "") -> None:
+    """Arrays by name into one safetensors file, atomically; ``about`` is a text that goes with them."""
     from safetensors.numpy import save
 
     # a 0-dimensional array must not become one of shape (1,), as ascontiguousarray makes it
     contiguous = {name: np.array(value, order="C") for name, value in arrays.items()}
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(contiguous))
+        temporary.write_bytes(save(contiguous, {"about": about}))
 
 
 def load_arrays(path: str | Path) -> dict[str, npt.NDArray[np.generic]]:
@@ -166,6 +291,14 @@ def load_arrays(path: str | Path) -> dict[str, npt.NDArray[np.generic]]:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); remove it to start again") from None
+
+
+def arrays_about(path: str | Path) -> str:
+    """The text that ``save_arrays`` put beside the arrays."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        return str((file.metadata() or {}).get("about", ""))
 
 
 def write_volume(
@@ -214,6 +347,7 @@ def read_volume(path: str | Path) -> npt.NDArray[np.float32]:
         volume = tifffile.imread(path)
     except (OSError, ValueError, tifffile.TiffFileError) as error:
         raise InputError(f"{path} cannot be read as a TIFF volume ({' '.join(str(error).split())})") from None
+    volume = volume[None] if volume.ndim == 2 else volume  # TIFF does not tell one slice from an image
     check(volume.ndim == 3, f"{path} has shape {volume.shape}; expected (z, y, x)")
     return np.asarray(volume, np.float32)
 
@@ -226,12 +360,21 @@ def sha256(path: str | Path) -> str:
 
 def versions() -> dict[str, str]:
     """What computed this: our version and those of the libraries the result depends on."""
-    libraries = ("abtem", "ase", "gemmi", "h5py", "numpy", "ptyrad", "scikit-image", "scipy", "tifffile", "torch")
+    libraries = ("abtem", "ase", "gemmi", "h5py", "numpy", "ptyrad", "pyfftw", "scikit-image", "scipy", "tifffile", "torch")
     return {
         "mepdiff": __version__,
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in libraries},
     }
+
+
+def finite(value: Any) -> Any:
+    """The same with numbers that JSON has no word for (infinite, not a number) as None."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

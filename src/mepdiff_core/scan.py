@@ -119,6 +119,8 @@ class Scan:
             check(
                 bool(np.isfinite(self.probe).all() and self.probe.any()), "probe is zero or has values that are not numbers"
             )
+            power = float(np.sum(np.abs(self.probe.astype(np.complex128)) ** 2))
+            check(abs(power - 1) < 1e-3, f"the probe's intensity sums to {power:.4g}; divide the probe by the root of that")
         if self.truth is not None:
             check(self.truth.phase.ndim == 3, f"truth/phase has shape {self.truth.phase.shape}; expected (z, y, x)")
             for name in ("voxel_size_A", "origin_A"):

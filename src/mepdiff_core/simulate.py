@@ -8,15 +8,16 @@ the detector's pixel, without that limit, in a smaller window: simulating with i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mepdiff_core import __version__
-from mepdiff_core.config import check, to_dict
+from mepdiff_core.config import check, from_dict, merge, read_yaml, to_dict
 from mepdiff_core.crystals import Axis, Crystal, cut_box, read_crystal
 from mepdiff_core.errors import InputError
 from mepdiff_core.optics import Optics, frequencies, make_probe, propagator
@@ -63,11 +64,14 @@ class SimulationConfig:
 
     def __post_init__(self) -> None:
         check(min(self.scan_shape) >= 1, f"scan_shape is {self.scan_shape}; expected at least 1 x 1")
-        check(self.scan_step_A > 0, f"scan_step_A is {self.scan_step_A:g}; expected more than 0")
+        check(0 < self.scan_step_A <= 1e4, f"scan_step_A is {self.scan_step_A:g}; expected more than 0 and at most 1e4")
         check(0 < self.k_max_invA <= 20, f"k_max_invA is {self.k_max_invA:g}; expected more than 0 and at most 20")
         n = self.detector_pixels
         check(8 <= n <= 1024 and n % 2 == 0, f"detector_pixels is {n}; expected an even number from 8 to 1024")
-        check(self.dose_e_per_A2 is None or self.dose_e_per_A2 > 0, f"dose_e_per_A2 is {self.dose_e_per_A2}; expected > 0")
+        check(
+            self.dose_e_per_A2 is None or 0 < self.dose_e_per_A2 <= 1e12,
+            f"dose_e_per_A2 is {self.dose_e_per_A2}; expected > 0",
+        )
         check(self.slice_thickness_A > 0, f"slice_thickness_A is {self.slice_thickness_A:g}; expected more than 0")
         slices = self.thickness_A / self.slice_thickness_A
         check(
@@ -91,6 +95,14 @@ class SimulationConfig:
     @property
     def slices(self) -> int:
         return round(self.thickness_A / self.slice_thickness_A)
+
+
+def load_simulation(
+    path: str | Path | None, over: Mapping[str, Any] | None = None, under: Mapping[str, Any] | None = None
+) -> SimulationConfig:
+    """Simulation settings: the defaults, over them those of ``under``, of a YAML file, and of ``over``."""
+    values = merge(under or {}, read_yaml(path) if path is not None else {})
+    return from_dict(SimulationConfig, merge(values, over or {}), str(path) if path is not None else "simulation")
 
 
 @dataclass(frozen=True)
@@ -236,7 +248,8 @@ def _check_memory(pixels: tuple[int, int], factor: int, config: SimulationConfig
 
     fine = pixels[0] * pixels[1] * factor**2 * config.slices
     patterns = config.scan_shape[0] * config.scan_shape[1] * config.detector_pixels**2
-    needed = fine * 56 + patterns * 28
+    grid = config.detector_pixels * config.window * factor
+    needed = fine * 56 + patterns * 28 + grid**2 * 200
     free = psutil.virtual_memory().available
     if needed > free:
         raise InputError(

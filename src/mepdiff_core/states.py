@@ -38,6 +38,10 @@ class State:
     note: str = ""
     checkpoint: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        for array in (self.volume, *self.checkpoint.values()):
+            array.flags.writeable = False
+
 
 @dataclass(frozen=True)
 class ProbeState(State):
@@ -48,3 +52,7 @@ class ProbeState(State):
     """
 
     probe: npt.NDArray[np.complex64] = field(default_factory=lambda: np.zeros((0, 0, 0), np.complex64))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.probe.flags.writeable = False

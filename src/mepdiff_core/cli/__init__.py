@@ -51,4 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        say(f"mepdiff: {error}; check the path, its permissions and the disk")
+        return 2
+    except RuntimeError as error:
+        # torch says so in words alone, on the CPU as on a GPU
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        say(f"mepdiff: out of memory ({str(error).splitlines()[0]}); take fewer patterns, slices or a smaller window")
+        return 2
     return 0

@@ -48,7 +48,9 @@ def say(line: str) -> None:
 
 def emit(arguments: argparse.Namespace, result: Mapping[str, Any], text: str) -> None:
     """The result: JSON on stdout with --json, else the text."""
-    print(json.dumps(result, indent=2) if arguments.json else text, flush=True)
+    from mepdiff_core.runs import finite
+
+    print(json.dumps(finite(result), indent=2) if arguments.json else text, flush=True)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

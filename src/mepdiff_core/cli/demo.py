@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from mepdiff_core.cli.common import ProgressBar, StateBar, add_device, add_json, emit, say, stopped_run
@@ -16,7 +17,7 @@ def add_parser(commands: Any) -> None:
         "demo",
         help="simulate a crystal, reconstruct it, look at the result",
         description="Simulate a 26 x 26 scan of strontium titanate with abTEM, reconstruct it with PtyRAD (adam-best), and\n"
-        "write a report with pictures. Takes a few minutes on two cores.",
+        "write a report with pictures. Takes a few minutes on two cores. Called again, it goes on where it was stopped.",
     )
     parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder to write (default {DEFAULT_OUT})")
     add_device(parser)
@@ -25,30 +26,43 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from mepdiff_core.config import check
     from mepdiff_core.files import make_folder
-    from mepdiff_core.reconstruct import choose_device
-    from mepdiff_core.report import text_table
+    from mepdiff_core.page import text_table
+    from mepdiff_core.reconstruction import choose_device
+    from mepdiff_core.runs import run_to_folder
     from mepdiff_core.scan import save_scan
     from mepdiff_core.simulate import SimulationConfig, simulate_steps
-    from mepdiff_core.tasks import run_to_folder
 
     choose_device(arguments.device)
-    out = make_folder(arguments.out)
-    scan_path = out / "scan.h5"
-    say("1 of 2: a 26 x 26 scan of SrTiO3, simulated with abTEM's potentials")
-    with resources.as_file(resources.files("mepdiff_core") / "data" / "SrTiO3.cif") as crystal:
-        config = SimulationConfig()
-        with ProgressBar("simulating", "pattern") as bar:
-            for step in simulate_steps(crystal, config):
+    out = Path(arguments.out)
+    scan_path, run_path = out / "scan.h5", out / "adam-best"
+    going_on = scan_path.exists()
+    if out.is_dir() and any(out.iterdir()):
+        check(going_on, f"{out} holds other things than a demo; give another folder with --out")
+    else:
+        make_folder(out)
+    say(f"1 of 2: a 26 x 26 scan of SrTiO3, {'there already' if going_on else 'simulated'} ({scan_path})")
+    if not going_on:
+        packaged = resources.files("mepdiff_core") / "data" / "SrTiO3.cif"
+        with resources.as_file(packaged) as crystal, ProgressBar("simulating", "pattern") as bar:
+            for step in simulate_steps(crystal, SimulationConfig()):
                 bar.show(step.step, step.total)
                 if step.scan is not None:
                     save_scan(step.scan, scan_path)
     say("2 of 2: its phase volume, reconstructed with PtyRAD (adam-best)")
     with StateBar("adam-best") as state_bar:
         try:
-            result = run_to_folder(scan_path, out / "adam-best", "adam-best", device=arguments.device, progress=state_bar)
+            result = run_to_folder(
+                scan_path,
+                run_path,
+                "adam-best",
+                device=arguments.device,
+                resume=(run_path / "run.yaml").exists(),
+                progress=state_bar,
+            )
         except KeyboardInterrupt:
             state_bar.close()
-            raise stopped_run(scan_path, "adam-best", out / "adam-best") from None
+            raise stopped_run(scan_path, "adam-best", run_path) from None
     text = text_table([result.metrics], ["method"]) + f"\nopen {result.folder}/report.html in a browser"
     emit(arguments, {"folder": str(result.folder), **result.metrics}, text)

@@ -28,8 +28,10 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
     )
     parser.add_argument("--structures", required=True, metavar="DIR", help="folder of CIF files")
-    parser.add_argument("--methods", default="adam,lbfgs,adam-best", metavar="A,B,C", help="methods (default: all)")
-    parser.add_argument("--n", type=int, help="crystals times axes, at most (default: all)")
+    parser.add_argument(
+        "--methods", default="adam,lbfgs,adam-best", metavar="A,B,C", help="methods (default: adam,lbfgs,adam-best)"
+    )
+    parser.add_argument("--n", type=int, help="number of crystals, at most (default: all)")
     parser.add_argument("--axes", default="c", metavar="A,B,C", help="lattice vectors along the beam (default c)")
     parser.add_argument("--steps", type=int, help="iterations of every method, instead of its own number")
     parser.add_argument("--out", required=True, metavar="DIR", help="evaluation folder")
@@ -43,15 +45,16 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.config import check
-    from mepdiff_core.evaluate import evaluate, load_simulation, summarize
-    from mepdiff_core.report import text_table
+    from mepdiff_core.evaluation import evaluate, summarize
+    from mepdiff_core.page import text_table
+    from mepdiff_core.simulate import load_simulation
 
     check(arguments.n is None or arguments.n >= 1, f"--n is {arguments.n}; expected at least 1")
     settings = read_settings(arguments)
     if arguments.steps is not None:
         settings["iterations"] = arguments.steps
     methods = list(dict.fromkeys(m for m in arguments.methods.split(",") if m))
-    simulation = load_simulation(arguments.simulation) if arguments.simulation else None
+    simulation = load_simulation(arguments.simulation, under={"origin_A": None}) if arguments.simulation else None
     rows: list[Mapping[str, Any]] = []
     done, total = 0, len(methods)
     with ProgressBar("evaluate", "run") as bar:

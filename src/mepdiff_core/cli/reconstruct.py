@@ -18,9 +18,13 @@ from mepdiff_core.cli.common import (
 
 EPILOG = """\
 methods:
-  adam-best   PtyRAD as an expert runs it: Poisson loss, positive phase, regular depth, stopped by held-out patterns
+  adam-best   PtyRAD as an expert runs it: Poisson loss, positive phase, smoothed along the beam, stopped when patterns
+              that it does not fit are no longer explained better
   adam        PtyRAD with Adam as the MEP-Diffusion paper ran it, 200 passes
   lbfgs       PtyRAD with L-BFGS as the paper ran it, learning rates 1, 0.1 and 0.01
+
+Every setting of a method and what it means: mepdiff info --settings adam-best
+engine=fast computes with mepdiff's own forward model instead of PtyRAD's: the same losses, about three times as fast.
 
 The run folder holds volume.ome.tif (phase in rad), history.csv, metrics.json, run.yaml and report.html.
 Ctrl-C stops and keeps everything; the same command with --resume goes on.
@@ -43,8 +47,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--method", default="adam-best", metavar="NAME", help="adam-best (default), adam or lbfgs")
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make (or to go on with, by --resume)")
     parser.add_argument("--steps", type=int, help="passes over the patterns, at most (the setting 'iterations')")
-    parser.add_argument("--seed", type=int, help="of mini-batches and held-out patterns (default 0)")
-    parser.add_argument("--slices", type=int, help="number of slices (default: from the scan's thickness)")
+    parser.add_argument("--seed", type=int, help="random seed: of mini-batches and held-out patterns (default 0)")
+    parser.add_argument(
+        "--slices",
+        type=int,
+        help="number of slices of 1.6 Å (or of the setting slice_thickness_A; default: to the scan's thickness)",
+    )
     parser.add_argument("--start", metavar="VOLUME.tif", help="start from this volume instead of from zeros")
     parser.add_argument("--probe", metavar="PROBE.h5", help="probe of 'mepdiff fit-probe' instead of the scan's own")
     add_device(parser)
@@ -57,8 +65,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from mepdiff_core.report import text_table
-    from mepdiff_core.tasks import run_to_folder
+    from mepdiff_core.page import text_table
+    from mepdiff_core.runs import run_to_folder
 
     settings = read_settings(arguments)
     for option, name in (("steps", "iterations"), ("seed", "seed"), ("slices", "slices")):

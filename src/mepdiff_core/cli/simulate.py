@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from mepdiff_core.cli.common import ProgressBar, add_json, emit
@@ -38,7 +39,8 @@ def add_parser(commands: Any) -> None:
         "--origin",
         nargs="+",
         metavar="Å",
-        help="z y x of the crystal at the first scan position (default 0 0 0), or 'random': drawn from the seed",
+        help="z y x (or z,y,x), z along the beam: the point of the crystal, in Å from its cell's corner, that lies at the "
+        "first scan position on the entrance face (default 0 0 0); or 'random': drawn from the seed",
     )
     parser.add_argument("--thickness", type=float, metavar="Å", help="specimen thickness (default 12.8)")
     parser.add_argument("--dose", metavar="E_PER_A2", help="electrons per Å² (default 1e6), or 'none': no noise")
@@ -66,23 +68,36 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.dose is not None:
         values["dose_e_per_A2"] = None if arguments.dose == "none" else arguments.dose
     if arguments.origin is not None:
-        if arguments.origin == ["random"]:
+        origin = [part for word in arguments.origin for part in word.split(",") if part]
+        if origin == ["random"]:
             values["origin_A"] = None
-        elif len(arguments.origin) == 3:
-            values["origin_A"] = arguments.origin
+        elif len(origin) == 3:
+            values["origin_A"] = origin
         else:
             raise InputError(f"--origin takes z y x in Å or 'random', got {' '.join(arguments.origin)}")
     return values
 
 
+def _is_simulated(path: str) -> bool:
+    """Whether a file can be written over: a simulation can be made again, a measurement cannot."""
+    from mepdiff_core.scan import load_scan
+
+    try:
+        return "simulation" in load_scan(path).info
+    except InputError:
+        return False
+
+
 def run(arguments: argparse.Namespace) -> None:
-    from mepdiff_core.evaluate import load_simulation
+    from mepdiff_core.config import check
     from mepdiff_core.files import check_writable
     from mepdiff_core.scan import save_scan
-    from mepdiff_core.simulate import simulate_steps
+    from mepdiff_core.simulate import load_simulation, simulate_steps
 
     config = load_simulation(arguments.optics, overrides(arguments))
     check_writable(arguments.out)
+    if Path(arguments.out).exists():
+        check(_is_simulated(arguments.out), f"{arguments.out} exists and is no simulated scan; give another name")
     scan = None
     with ProgressBar("simulating", "pattern") as bar:
         for step in simulate_steps(arguments.crystal, config):

@@ -35,7 +35,7 @@ METHODS: dict[str, Method] = {
         "PtyRAD with L-BFGS as the paper ran it: three learning rates, the best by loss", LBFGSConfig(), run_lbfgs
     ),
     "adam-best": Method(
-        "PtyRAD as an expert runs it: Poisson loss, positive phase, regular depth, stopped by held-out patterns",
+        "PtyRAD as an expert runs it: Poisson loss, positive phase, smoothed along the beam, stopped by held-out patterns",
         ADAM_BEST,
         run_adam,
     ),
@@ -98,13 +98,13 @@ def reconstruct(
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; auto takes CUDA, then Apple's MPS, then the CPU.
+    """The device of that name; auto takes CUDA, else the CPU (Apple's MPS by its name).
 
     Raises:
         InputError: it is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -13,16 +13,15 @@ from typing import Any, get_args
 
 import numpy as np
 
-from mepdiff_core.config import check, dump_yaml, from_dict, merge, read_yaml, to_dict
+from mepdiff_core.config import check, dump_yaml, merge, read_yaml, to_dict
 from mepdiff_core.crystals import Axis
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import make_folder, write_text
-from mepdiff_core.reconstruct import METHODS, choose_device, method_config
-from mepdiff_core.runs import versions
+from mepdiff_core.reconstruction import METHODS, choose_device, method_config
+from mepdiff_core.runs import run_to_folder, sha256, versions
 from mepdiff_core.scan import load_scan, save_scan
 from mepdiff_core.simulate import SimulationConfig, simulate_steps
 from mepdiff_core.states import State
-from mepdiff_core.tasks import run_to_folder
 
 METRICS = (
     *("ssim_2d", "ssim_3d", "ssim_atoms", "psnr_dB", "nrmse", "nrmse_atoms", "depth_correlation"),
@@ -61,7 +60,7 @@ class EvaluationStep:
 
 
 def find_cases(structures: str | Path, axes: Sequence[str], n: int | None) -> list[Case]:
-    """Crystal files of a folder (or one file) times axes, by name; the first n.
+    """Crystal files of a folder (or one file) by name, the first n of them, times axes.
 
     Raises:
         InputError: no such folder, no CIF files in it, or an unknown axis.
@@ -72,7 +71,7 @@ def find_cases(structures: str | Path, axes: Sequence[str], n: int | None) -> li
     check(len(files) > 0, f"{structures} has no CIF files (*.cif)")
     for axis in axes:
         check(axis in get_args(Axis), f"axis '{axis}' is not known; choose from a, b, c")
-    return [Case(file, axis) for axis in axes for file in files][:n]  # type: ignore[arg-type]
+    return [Case(file, axis) for file in files[:n] for axis in axes]  # type: ignore[arg-type]
 
 
 def evaluate(
@@ -91,7 +90,7 @@ def evaluate(
     """Simulate each crystal, reconstruct it with each method, write ``results.csv`` and ``report.html``.
 
     Args:
-        structures: folder of CIF files; methods: names; n: number of crystals times axes at most.
+        structures: folder of CIF files; methods: names; n: number of crystals at most.
         out: evaluation folder; with ``resume`` an interrupted one: finished rows are kept, an interrupted run goes on.
         settings: method settings; those under a method's name go to that method, the others to all that have them.
         simulation: how to simulate; axis and seed are set for each crystal.
@@ -111,6 +110,7 @@ def evaluate(
     out = Path(out)
     request = {
         "structures": str(structures),
+        "crystals": {case.path.stem: sha256(case.path) for case in cases},
         "simulation": to_dict(simulation),
         "methods": {method: to_dict(method_config(method, values)) for method, values in per_method.items()},
         "versions": versions(),
@@ -152,8 +152,10 @@ def evaluate(
                     progress=partial(_tell, progress, f"{case.name}: {method}"),
                 )
                 row |= {k: v for k, v in result.metrics.items() if k in COLUMNS}
-            except InputError as error:
-                row["error"] = str(error)
+            except Exception as error:
+                # one crystal's trouble, whatever it is, is its row and not the end of the others
+                reason = " ".join(str(error).split())
+                row["error"] = reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}"
             rows.append(row)
             _write_results(out, rows)
             yield EvaluationStep(len(rows), total, f"{case.name}: {method} done", tuple(rows))
@@ -182,16 +184,17 @@ def _open_folder(out: Path, request: Mapping[str, Any], resume: bool) -> list[di
     if resume:
         check(record.exists(), f"{out} holds no evaluation (no evaluation.yaml); leave out --resume to start one")
         old = read_yaml(record)
-        for name in ("simulation", "methods"):
+        for name in ("crystals", "simulation", "methods"):
             check(
                 old.get(name) == request[name],
-                f"the evaluation in {out} has other {name} settings; use those, or another folder",
+                f"the evaluation in {out} has other {name}; use those, or another folder",
             )
         results = out / "results.csv"
         if not results.exists():
             return []
         with results.open(newline="", encoding="utf-8") as file:
-            return [_parse(row) for row in csv.DictReader(file)]
+            rows = [_parse(row) for row in csv.DictReader(file)]
+        return [row for row in rows if not row["error"]]  # what failed is tried again
     make_folder(out)
     (out / "scans").mkdir()
     (out / "runs").mkdir()
@@ -238,7 +241,7 @@ def _write_summary(
     out: Path, cases: Sequence[Case], methods: Sequence[str], rows: Sequence[Mapping[str, Any]], request: Mapping[str, Any]
 ) -> None:
     from mepdiff_core import figures
-    from mepdiff_core.report import figure_block, metrics_table, save_figure, write_page
+    from mepdiff_core.page import figure_block, metrics_table, save_figure, write_page
     from mepdiff_core.runs import read_volume
 
     sections = [
@@ -267,9 +270,3 @@ def _write_summary(
         f"{len(cases)} specimens, {len(methods)} methods; simulated with abTEM at 0.1 Å, modelled at the detector's pixel."
     )
     write_page(out / "report.html", "Methods × crystals", lead, sections, request)
-
-
-def load_simulation(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> SimulationConfig:
-    """Simulation settings: the defaults, over them those of a YAML file, over them some by name."""
-    values = read_yaml(path) if path is not None else {}
-    return from_dict(SimulationConfig, merge(values, overrides or {}), str(path) if path is not None else "simulation")
