@@ -56,16 +56,16 @@ def format_value(name: str, value: Any) -> str:
 
 
 def metrics_table(rows: Sequence[Mapping[str, Any]], leading: Sequence[str]) -> str:
-    """An HTML table: the leading columns, then every metric that any row has."""
+    """An HTML table: those of the leading columns and of the metrics that any row fills."""
+    texts = [name for name in leading if any(row.get(name) for row in rows)]
     shown = [name for name in COLUMNS if any(row.get(name) not in (None, "") for row in rows)]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in [*leading, *(COLUMNS[name][0] for name in shown)])
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td>{html.escape(str(row.get(name, '')))}</td>" for name in leading)
-        + "".join(f"<td>{html.escape(format_value(name, row.get(name)))}</td>" for name in shown)
-        + "</tr>"
-        for row in rows
-    )
+    head = "".join(f'<th class="text">{html.escape(name.replace("_", " "))}</th>' for name in texts)
+    head += "".join(f"<th>{html.escape(COLUMNS[name][0])}</th>" for name in shown)
+    body = ""
+    for row in rows:
+        cells = "".join(f'<td class="text">{html.escape(str(row.get(name, "")))}</td>' for name in texts)
+        cells += "".join(f"<td>{html.escape(format_value(name, row.get(name)))}</td>" for name in shown)
+        body += f"<tr>{cells}</tr>"
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
