@@ -618,7 +618,13 @@ def test_our_own_fault_is_a_traceback(tiny: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to send")
 def test_a_real_ctrl_c_ends_a_real_process_with_a_run_to_resume(tiny: Path) -> None:
     options = ["reconstruct", "scan.h5", "--method", "adam", *FAST, "--steps", "1000000", "--out", "run"]
-    process = subprocess.Popen([sys.executable, "-m", "mepdiff_core", *options], stderr=subprocess.PIPE, text=True)
+
+    def listen() -> None:
+        """A shell starts what it puts into the background deaf to Ctrl-C, and that is inherited."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    command = [sys.executable, "-m", "mepdiff_core", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     try:
         deadline = time.monotonic() + 60
         while not Path("run/volume.ome.tif").exists():
@@ -629,6 +635,7 @@ def test_a_real_ctrl_c_ends_a_real_process_with_a_run_to_resume(tiny: Path) -> N
         _, shown = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 0, shown
     assert shown.splitlines()[-1].startswith("mepdiff: stopped; go on with: mepdiff reconstruct scan.h5")
     assert "Traceback" not in shown
