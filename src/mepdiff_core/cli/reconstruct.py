@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from mepdiff_core.cli.common import (
@@ -90,4 +89,3 @@ def run(arguments: argparse.Namespace) -> None:
             raise stopped_run(arguments.scan, arguments.method, arguments.out) from None
     text = text_table([result.metrics], ["method"]) + f"\n{result.folder}/report.html"
     emit(arguments, {"folder": str(result.folder), **result.metrics}, text)
-    sys.stdout.flush()
