@@ -10,22 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from mepdiff_core.baselines import (
-    ADAM_BEST,
-    AdamConfig,
-    LBFGSConfig,
-    make_batches,
-    run_adam,
-    run_lbfgs,
-    split_patterns,
-)
+from mepdiff_core.baselines import run_adam, run_lbfgs
+from mepdiff_core.batches import make_batches, split_patterns
 from mepdiff_core.errors import Diverged, InputError
-from mepdiff_core.forward import ForwardModel, ModelConfig
+from mepdiff_core.forward import ForwardModel
 from mepdiff_core.metrics import volume_metrics
-from mepdiff_core.ptyrad_adapter import Constrainer, Constraints, PtyRADEngine
+from mepdiff_core.ptyrad_adapter import Constrainer, PtyRADEngine
 from mepdiff_core.reconstruction import METHODS, method_config, reconstruct
 from mepdiff_core.runs import read_volume, write_volume
 from mepdiff_core.scan import Scan
+from mepdiff_core.settings import ADAM_BEST, AdamConfig, Constraints, LBFGSConfig, ModelConfig
 from mepdiff_core.states import State
 
 FAST = AdamConfig(engine="fast", batch_size=8, iterations=6)

@@ -10,11 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ import yaml
 
 import mepdiff_core
 from mepdiff_core import evaluation
-from mepdiff_core.baselines import ADAM_BEST
 from mepdiff_core.cli import COMMANDS, common, main
 from mepdiff_core.cli import reconstruct as reconstruct_command
 from mepdiff_core.errors import Diverged, InputError
@@ -32,6 +30,7 @@ from mepdiff_core.probe import with_probe
 from mepdiff_core.reconstruction import METHODS
 from mepdiff_core.runs import read_volume
 from mepdiff_core.scan import Scan, load_scan, save_scan
+from mepdiff_core.settings import ADAM_BEST
 from mepdiff_core.simulate import SimulationConfig
 from mepdiff_core.states import State
 
@@ -329,7 +328,7 @@ BAD_INPUT: list[tuple[Sequence[str], str]] = [
     (("reconstruct", "empty", "--out", "new"), "empty is a folder; give a scan file (.h5)"),
     (("reconstruct", "text.h5", "--out", "new"), "text.h5 cannot be read as a scan"),
     (("reconstruct", "half.h5", "--out", "new"), "half.h5 cannot be read as a scan"),
-    ((*RECONSTRUCT, "--method", "magic"), "method 'magic' is not known; choose from adam, lbfgs, adam-best"),
+    ((*RECONSTRUCT, "--method", "magic"), "method 'magic' is not known; choose from adam-best, adam, lbfgs"),
     ((*RECONSTRUCT, "--set", "iteration=3"), "unknown field 'iteration' of AdamConfig; did you mean 'iterations'?"),
     ((*RECONSTRUCT, "--set", "constraints.z=3"), "unknown field 'z' of Constraints"),
     ((*RECONSTRUCT, "--set", "iterations"), "--set iterations: expected name=value"),
@@ -703,16 +702,15 @@ def test_an_evaluation_has_a_row_for_every_crystal_and_method(structures: Path, 
 def count_runs(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[str]:
     """The runs that are made from now on; Ctrl-C comes after one of them, before its row is written."""
     made: list[str] = []
-    run = evaluation.run_to_folder
 
-    def counted(scan: Path, out: Path, *arguments: Any, **options: Any) -> Any:
-        result = run(scan, out, *arguments, **options)
-        made.append(out.name)
-        if len(made) == stop_after:
-            raise KeyboardInterrupt
-        return result
+    class Counted(evaluation.Run):
+        def states(self) -> Iterator[State]:
+            yield from super().states()
+            made.append(self.folder.path.name)
+            if len(made) == stop_after:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "run_to_folder", counted)
+    monkeypatch.setattr(evaluation, "Run", Counted)
     return made
 
 

@@ -13,12 +13,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mepdiff_core.baselines import ADAM_BEST, AdamConfig, LBFGSConfig
 from mepdiff_core.config import dump_yaml, from_dict, merge, parse_assignments, read_yaml, to_dict
 from mepdiff_core.errors import InputError
-from mepdiff_core.forward import ModelConfig
 from mepdiff_core.optics import ABERRATION_ORDERS, Optics
-from mepdiff_core.ptyrad_adapter import Constraints
+from mepdiff_core.settings import ADAM_BEST, AdamConfig, Constraints, LBFGSConfig, ModelConfig
 from mepdiff_core.simulate import SimulationConfig
 
 ABERRATIONS = [(n, m) for n, m in ABERRATION_ORDERS if (n, m) not in ((1, 0), (3, 0))]

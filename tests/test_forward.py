@@ -10,12 +10,13 @@ import torch
 
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
-from mepdiff_core.forward import ForwardModel, ModelConfig, detector_indices, object_field, upsample
+from mepdiff_core.forward import ForwardModel, detector_indices, object_field, upsample
 from mepdiff_core.likelihood import make_likelihood
 from mepdiff_core.metrics import r_factor
 from mepdiff_core.optics import Optics
 from mepdiff_core.ptyrad_adapter import PtyRADEngine
 from mepdiff_core.scan import Scan, raster_positions
+from mepdiff_core.settings import ModelConfig
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
 
 BATCH = np.array([0, 3, 11, 12, 20, 29, 41])

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from mepdiff_core.baselines import ADAM_BEST, AdamConfig, run_adam
+from mepdiff_core.baselines import run_adam
 from mepdiff_core.errors import InputError
 from mepdiff_core.metrics import volume_metrics
-from mepdiff_core.ptyrad_adapter import Constraints
+from mepdiff_core.settings import ADAM_BEST, AdamConfig, Constraints
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
 
 CASES = (("ZrO2", "b"), ("LiCoO2", "a"), ("Mn3NiO6", "c"), ("LaMoO4", "a"))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mepdiff_core.figures import probe_figure
 from mepdiff_core.page import save_figure
-from mepdiff_core.probe import ProbeFitConfig, fit_probe, probe_overlap
+from mepdiff_core.probe import fit_probe, probe_overlap
+from mepdiff_core.settings import ProbeFitConfig
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
 
 

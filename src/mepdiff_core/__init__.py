@@ -12,30 +12,34 @@ _PUBLIC = {
     "Scan": "scan",
     "load_scan": "scan",
     "save_scan": "scan",
+    "Calibration": "calibration",
+    "calibrate": "calibration",
     "SimulationConfig": "simulate",
     "simulate_scan": "simulate",
-    "ModelConfig": "forward",
-    "AdamConfig": "baselines",
-    "Constraints": "ptyrad_adapter",
-    "LBFGSConfig": "baselines",
+    "ModelConfig": "settings",
+    "AdamConfig": "settings",
+    "Constraints": "settings",
+    "LBFGSConfig": "settings",
     "State": "states",
     "reconstruct": "reconstruction",
-    "ProbeFitConfig": "probe",
+    "ProbeFitConfig": "settings",
     "fit_probe": "probe",
     "evaluate": "evaluation",
+    "Job": "jobs",
     "InputError": "errors",
 }
 __all__ = [*_PUBLIC]
 
 if TYPE_CHECKING:
-    from mepdiff_core.baselines import AdamConfig, LBFGSConfig
+    from mepdiff_core.calibration import Calibration, calibrate
     from mepdiff_core.errors import InputError
     from mepdiff_core.evaluation import evaluate
-    from mepdiff_core.forward import ModelConfig
+    from mepdiff_core.jobs import Job
     from mepdiff_core.optics import Optics
-    from mepdiff_core.probe import ProbeFitConfig, fit_probe
+    from mepdiff_core.probe import fit_probe
     from mepdiff_core.reconstruction import reconstruct
     from mepdiff_core.scan import Scan, load_scan, save_scan
+    from mepdiff_core.settings import AdamConfig, Constraints, LBFGSConfig, ModelConfig, ProbeFitConfig
     from mepdiff_core.simulate import SimulationConfig, simulate_scan
     from mepdiff_core.states import State
 

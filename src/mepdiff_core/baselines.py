@@ -7,130 +7,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mepdiff_core.batches import Indices, make_batches, split_patterns
 from mepdiff_core.config import check
 from mepdiff_core.errors import Diverged
-from mepdiff_core.forward import ForwardModel, ModelConfig
-from mepdiff_core.likelihood import LikelihoodName, make_likelihood
-from mepdiff_core.ptyrad_adapter import Constrainer, Constraints, PtyRADEngine
-from mepdiff_core.scan import Scan
-from mepdiff_core.states import State
-
-EngineName = Literal["ptyrad", "fast"]
-Indices = npt.NDArray[np.integer]
-Checkpoint = Mapping[str, npt.NDArray[np.generic]]
+from mepdiff_core.forward import ForwardModel
+from mepdiff_core.likelihood import make_likelihood
+from mepdiff_core.ptyrad_adapter import Constrainer, PtyRADEngine
+from mepdiff_core.scan import Scan, specimen_slices
+from mepdiff_core.settings import AdamConfig, Constraints, EngineName, LBFGSConfig, LikelihoodName
+from mepdiff_core.states import Checkpoint, State
 
 DIVERGED_PASSES = 2
 """This many passes in a row with a loss above that of no specimen at all, and the reconstruction has diverged."""
-
-
-def _check_common(batch_size: int, heldout: float, slices: int | None, thickness: float, seed: int) -> None:
-    check(batch_size >= 1, f"batch_size is {batch_size}; expected at least 1")
-    check(0 <= heldout <= 0.5, f"heldout_fraction is {heldout:g}; expected 0 to 0.5")
-    check(slices is None or 1 <= slices <= 1000, f"slices is {slices}; expected 1 to 1000")
-    check(thickness > 0, f"slice_thickness_A is {thickness:g}; expected more than 0")
-    check(seed >= 0, f"seed is {seed}; expected 0 or more")
-
-
-@dataclass(frozen=True)
-class AdamConfig:
-    """PtyRAD[Adam]; the defaults are the paper's (appendix C), ``ADAM_BEST`` holds an expert's.
-
-    Attributes:
-        iterations: passes over all patterns, at most.
-        batch_size: patterns a mini-batch.
-        learning_rate: Adam's, rad.
-        reshuffle: draw new mini-batches for each pass; PtyRAD keeps those of the first.
-        likelihood: amplitude (PtyRAD's loss_single) or poisson (its loss_poissn).
-        constraints: PtyRAD's constraints on the phase after each pass.
-        heldout_fraction: part of the patterns kept out of the fit, drawn by the seed.
-        patience: stop after this many passes without a lower held-out misfit; null: do all. With held-out patterns the
-            volume of the lowest misfit is the answer.
-        slices: number of slices; null: the scan's thickness over slice_thickness_A.
-        slice_thickness_A: Å.
-        engine: ptyrad (its own model and loss) or fast (ours, equal to 1e-5).
-        model: window and sampling of the fast engine's model.
-        seed: of mini-batches and held-out patterns.
-    """
-
-    iterations: int = 200
-    batch_size: int = 32
-    learning_rate: float = 5e-4
-    reshuffle: bool = False
-    likelihood: LikelihoodName = "amplitude"
-    constraints: Constraints = field(default_factory=Constraints)
-    heldout_fraction: float = 0.0
-    patience: int | None = None
-    slices: int | None = None
-    slice_thickness_A: float = 1.6
-    engine: EngineName = "ptyrad"
-    model: ModelConfig = field(default_factory=ModelConfig)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check(self.iterations >= 1, f"iterations is {self.iterations}; expected at least 1")
-        check(self.learning_rate > 0, f"learning_rate is {self.learning_rate:g}; expected more than 0")
-        check(self.patience is None or self.patience >= 1, f"patience is {self.patience}; expected at least 1 or null")
-        check(
-            self.patience is None or self.heldout_fraction > 0,
-            "patience needs held-out patterns; set heldout_fraction, to 0.05 for instance, or patience to null",
-        )
-        _check_common(self.batch_size, self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
-
-
-ADAM_BEST = AdamConfig(
-    iterations=100,
-    learning_rate=2e-3,
-    reshuffle=True,
-    likelihood="poisson",
-    constraints=Constraints(positivity=True, depth_blur_slices=1.5),
-    heldout_fraction=0.05,
-    patience=5,
-)
-"""What an expert gets from PtyRAD; how each value was chosen: docs/method.md."""
-
-
-@dataclass(frozen=True)
-class LBFGSConfig:
-    """PtyRAD[L-BFGS] as the paper ran it (appendix C).
-
-    Attributes:
-        learning_rates: each gives a run from the start; the one with the lowest loss over all patterns is the answer.
-        iterations: optimiser steps a run.
-        batches_per_iteration: mini-batches drawn at random for an iteration; its closure is their mean loss.
-        inner_iterations: L-BFGS iterations on that closure (torch's and PtyRAD's default).
-        line_search: none (PtyRAD's default) or strong_wolfe.
-        batch_size, likelihood, heldout_fraction, slices, slice_thickness_A, engine, model, seed: as for Adam.
-    """
-
-    learning_rates: tuple[float, ...] = (1.0, 0.1, 0.01)
-    iterations: int = 5
-    batch_size: int = 32
-    batches_per_iteration: int = 20
-    inner_iterations: int = 20
-    line_search: Literal["none", "strong_wolfe"] = "none"
-    likelihood: LikelihoodName = "amplitude"
-    heldout_fraction: float = 0.0
-    slices: int | None = None
-    slice_thickness_A: float = 1.6
-    engine: EngineName = "ptyrad"
-    model: ModelConfig = field(default_factory=ModelConfig)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        rates = self.learning_rates
-        check(len(rates) > 0 and min(rates) > 0, f"learning_rates is {list(rates)}; expected numbers above 0")
-        for name in ("iterations", "batches_per_iteration", "inner_iterations"):
-            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
-        _check_common(self.batch_size, self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
 
 
 class Engine(Protocol):
@@ -168,38 +64,6 @@ def make_engine(name: EngineName, model: ForwardModel, likelihood: LikelihoodNam
     if name == "ptyrad":
         return PtyRADEngine(model, likelihood, constraints)
     return FastEngine(model, likelihood, constraints)
-
-
-def specimen_slices(scan: Scan, slices: int | None, slice_thickness_A: float) -> int:
-    """The number of slices asked for, or the one that the scan's thickness gives.
-
-    Raises:
-        InputError: neither is known.
-    """
-    if slices is not None:
-        return slices
-    check(scan.thickness_A is not None, "the scan does not say how thick the specimen is; give the number of slices")
-    assert scan.thickness_A is not None
-    return max(1, round(scan.thickness_A / slice_thickness_A))
-
-
-def split_patterns(n_patterns: int, heldout_fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Sorted indices of the patterns to fit and of those held out; the same seed holds out the same ones everywhere.
-
-    Raises:
-        InputError: too few patterns to hold any out.
-    """
-    if heldout_fraction == 0:
-        return np.arange(n_patterns), np.arange(0)
-    count = max(1, round(heldout_fraction * n_patterns))
-    check(count < n_patterns, f"heldout_fraction leaves none of {n_patterns} patterns to fit; set it to 0, patience to null")
-    order = np.random.default_rng([seed, 0]).permutation(n_patterns)
-    return np.sort(order[count:]), np.sort(order[:count])
-
-
-def make_batches(indices: Indices, batch_size: int, rng: np.random.Generator) -> list[Indices]:
-    """Random mini-batches of about ``batch_size`` patterns that share out all of them, as PtyRAD's "random" mode."""
-    return np.array_split(rng.permutation(indices), max(1, len(indices) // batch_size))
 
 
 def run_adam(

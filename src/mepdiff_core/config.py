@@ -88,8 +88,10 @@ def dump_yaml(data: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
 
 
-def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+def parse_assignments(assignments: Iterable[str], option: str = "--set") -> dict[str, Any]:
     """``["a=1", "b.c=[2, 3]"]`` as ``{"a": 1, "b": {"c": [2, 3]}}``; values are read as YAML.
+
+    ``option`` is how messages call them.
 
     Raises:
         InputError: an item without ``=``, or a value that is not YAML.
@@ -98,17 +100,17 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     for item in assignments:
         name, equals, text = item.partition("=")
         if not equals or not name:
-            raise InputError(f"--set {item}: expected name=value")
+            raise InputError(f"{option} {item}: expected name=value")
         try:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError):
-            raise InputError(f"--set {item}: '{text}' is not a value YAML can read") from None
+            raise InputError(f"{option} {item}: '{text}' is not a value YAML can read") from None
         *parents, last = name.split(".")
         target = result
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
-                raise InputError(f"--set {item}: '{parent}' was set to a value before")
+                raise InputError(f"{option} {item}: '{parent}' was set to a value before")
         target[last] = value
     return result
 
@@ -126,6 +128,31 @@ def check(condition: bool, message: str) -> None:
     """Raise ``InputError(message)`` unless the condition holds."""
     if not condition:
         raise InputError(message)
+
+
+def describe(config: Any, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """(name, default, meaning) of every field of a config, nested ones by their dotted names, from its docstring."""
+    text = (type(config).__doc__ or "").partition("Attributes:")[2]
+    names = [field.name for field in dataclasses.fields(config)]
+    meanings: dict[str, str] = {}
+    current: list[str] = []
+    for line in text.splitlines():
+        before, colon, after = line.strip().partition(":")
+        named = [name.strip() for name in before.split(",")]
+        if colon and all(name in names for name in named):
+            current = named
+            meanings |= dict.fromkeys(current, after.strip())
+        elif line.strip():
+            for name in current:
+                meanings[name] += f" {line.strip()}"
+    rows: list[tuple[str, Any, str]] = []
+    for name in names:
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            rows += describe(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, to_dict(value), meanings.get(name, "")))
+    return rows
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

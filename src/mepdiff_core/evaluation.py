@@ -7,7 +7,6 @@ import io
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,10 +17,9 @@ from mepdiff_core.crystals import Axis
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import make_folder, write_text
 from mepdiff_core.reconstruction import METHODS, choose_device, method_config
-from mepdiff_core.runs import run_to_folder, sha256, versions
+from mepdiff_core.runs import Run, sha256, versions
 from mepdiff_core.scan import load_scan, save_scan
 from mepdiff_core.simulate import SimulationConfig, simulate_steps
-from mepdiff_core.states import State
 
 METRICS = (
     *("ssim_2d", "ssim_3d", "ssim_atoms", "psnr_dB", "nrmse", "nrmse_atoms", "depth_correlation"),
@@ -142,16 +140,11 @@ def evaluate(
                             progress(f"{case.name}: simulating pattern {step.step} of {step.total}")
                 yield EvaluationStep(len(rows), total, f"{case.name}: {method}")
                 folder = out / "runs" / f"{case.name}_{method}"
-                result = run_to_folder(
-                    scan_path,
-                    folder,
-                    method,
-                    per_method[method],
-                    device,
-                    resume=(folder / "run.yaml").exists(),
-                    progress=partial(_tell, progress, f"{case.name}: {method}"),
-                )
-                row |= {k: v for k, v in result.metrics.items() if k in COLUMNS}
+                run = Run(scan_path, folder, method, per_method[method], device, resume=(folder / "run.yaml").exists())
+                for state in run.states():
+                    if progress:
+                        progress(f"{case.name}: {method} step {state.step} of {state.total}, loss {state.loss:.5g}")
+                row |= {k: v for k, v in run.metrics.items() if k in COLUMNS}
             except Exception as error:
                 # one crystal's trouble, whatever it is, is its row and not the end of the others
                 reason = " ".join(str(error).split())
@@ -161,11 +154,6 @@ def evaluate(
             yield EvaluationStep(len(rows), total, f"{case.name}: {method} done", tuple(rows))
     _write_summary(out, cases, methods, rows, request)
     yield EvaluationStep(len(rows), total, "report written", tuple(rows))
-
-
-def _tell(progress: Callable[[str], None] | None, who: str, state: State) -> None:
-    if progress is not None:
-        progress(f"{who} step {state.step} of {state.total}, loss {state.loss:.5g}")
 
 
 def _settings_of(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,31 +21,12 @@ from mepdiff_core.fourier import Fourier
 from mepdiff_core.likelihood import Likelihood, sum64
 from mepdiff_core.optics import make_probe, propagator
 from mepdiff_core.scan import Scan
+from mepdiff_core.settings import ModelConfig
 
 CPU_CHUNK = 16
 """Patterns at once on a CPU: their waves stay in its cache."""
 DEVICE_CHUNK_BYTES = 2e9
 """Memory that the waves of the patterns at once may take on any other device."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """How a scan is modelled.
-
-    Attributes:
-        window: width of the modelled window in widths of the detector's window (1 / k_step). 2 lets the tails of a
-            defocused probe leave, which otherwise wrap around.
-        sampling: model pixels along one detector-limited pixel (1 / (2 k_max)). 2 models the scattering beyond k_max.
-        paraxial: abTEM's paraxial propagator instead of the exact one.
-    """
-
-    window: int = 1
-    sampling: int = 1
-    paraxial: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("window", "sampling"):
-            check(1 <= getattr(self, name) <= 8, f"model {name} is {getattr(self, name)}; expected 1 to 8")
 
 
 @dataclass(frozen=True)

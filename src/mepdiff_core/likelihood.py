@@ -7,14 +7,12 @@ Intensities and data are fractions of the beam: a pattern sums to about 1. Sourc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mepdiff_core.errors import InputError
-
-LikelihoodName = Literal["amplitude", "poisson"]
 
 INTENSITY_FLOOR = 1e-10
 """PtyRAD adds this fraction of the beam to every pixel it predicts."""

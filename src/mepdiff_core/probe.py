@@ -9,7 +9,7 @@ import io
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,50 +17,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mepdiff_core.baselines import Checkpoint, check_finite, make_batches, specimen_slices
+from mepdiff_core.baselines import check_finite
+from mepdiff_core.batches import make_batches
 from mepdiff_core.config import check
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import atomic_path
-from mepdiff_core.forward import ForwardModel, ModelConfig
-from mepdiff_core.likelihood import LikelihoodName, make_likelihood
-from mepdiff_core.scan import Scan
-from mepdiff_core.states import ProbeState
-
-
-@dataclass(frozen=True)
-class ProbeFitConfig:
-    """How to fit a probe.
-
-    Attributes:
-        iterations: passes over all patterns of all scans.
-        batch_size: patterns a mini-batch.
-        learning_rate: Adam's for the volumes, rad.
-        probe_learning_rate: Adam's for the probe's spectrum, in units of its mean amplitude inside the aperture; it falls
-            to a tenth along the fit.
-        support: the spectrum is free within this many radii of the aperture and zero outside.
-        likelihood: amplitude or poisson.
-        positivity: keep the volumes' phase positive.
-        slices, slice_thickness_A, seed: as for the reconstructions.
-    """
-
-    iterations: int = 20
-    batch_size: int = 32
-    learning_rate: float = 5e-3
-    probe_learning_rate: float = 0.1
-    support: float = 1.25
-    likelihood: LikelihoodName = "poisson"
-    positivity: bool = True
-    slices: int | None = None
-    slice_thickness_A: float = 1.6
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check(self.iterations >= 1, f"iterations is {self.iterations}; expected at least 1")
-        check(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
-        check(self.learning_rate > 0, f"learning_rate is {self.learning_rate:g}; expected more than 0")
-        check(self.probe_learning_rate > 0, f"probe_learning_rate is {self.probe_learning_rate:g}; expected more than 0")
-        check(self.support >= 1, f"support is {self.support:g}; expected at least 1")
-        check(self.seed >= 0, f"seed is {self.seed}; expected 0 or more")
+from mepdiff_core.forward import ForwardModel
+from mepdiff_core.likelihood import make_likelihood
+from mepdiff_core.scan import Scan, specimen_slices
+from mepdiff_core.settings import ModelConfig, ProbeFitConfig
+from mepdiff_core.states import Checkpoint, ProbeState
 
 
 def fit_probe(

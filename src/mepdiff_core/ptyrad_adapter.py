@@ -6,7 +6,6 @@ and probe optimised), so every setting its model reads is given here in full, wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from mepdiff_core.config import check
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import INTENSITY_FLOOR, Poisson
+from mepdiff_core.settings import Constraints
 
 CHUNK = 32
 """Patterns that PtyRAD predicts at once where no gradient is asked for."""
@@ -37,27 +37,6 @@ def import_torchvision() -> None:
         for name in ("nms", "qnms"):
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision  # noqa: F401
-
-
-@dataclass(frozen=True)
-class Constraints:
-    """PtyRAD's constraints on the object's phase, applied after each pass over the patterns.
-
-    Attributes:
-        positivity: clip negative phases to 0 (objp_postiv).
-        depth_blur_slices: standard deviation of a Gaussian blur along depth, in slices; 0 is off (obj_zblur).
-        kz_beta: strength of the arctan filter that regularises depth; 0 is off (kz_filter).
-        kz_alpha: that filter's lateral damping.
-    """
-
-    positivity: bool = False
-    depth_blur_slices: float = 0.0
-    kz_beta: float = 0.0
-    kz_alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("depth_blur_slices", "kz_beta", "kz_alpha"):
-            check(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}; expected 0 or more")
 
 
 class PtyRADEngine:

@@ -1,21 +1,22 @@
-"""Method name + scan + config -> states."""
+"""Method name + scan + config -> states. Torch is imported when a loop starts, not before."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from mepdiff_core.baselines import ADAM_BEST, AdamConfig, Checkpoint, LBFGSConfig, run_adam, run_lbfgs
 from mepdiff_core.config import check, from_dict, merge, to_dict
 from mepdiff_core.errors import InputError
-from mepdiff_core.forward import object_field
 from mepdiff_core.scan import Scan
-from mepdiff_core.states import State
+from mepdiff_core.settings import ADAM_BEST, AdamConfig, LBFGSConfig
+from mepdiff_core.states import Checkpoint, State
+
+if TYPE_CHECKING:
+    import torch
 
 MethodConfig = AdamConfig | LBFGSConfig
 
@@ -29,16 +30,26 @@ class Method:
     run: Callable[..., Iterator[State]]
 
 
+def _adam(*arguments: Any) -> Iterator[State]:
+    from mepdiff_core.baselines import run_adam
+
+    return run_adam(*arguments)
+
+
+def _lbfgs(*arguments: Any) -> Iterator[State]:
+    from mepdiff_core.baselines import run_lbfgs
+
+    return run_lbfgs(*arguments)
+
+
 METHODS: dict[str, Method] = {
-    "adam": Method("PtyRAD with Adam as the paper ran it: 200 passes over all patterns", AdamConfig(), run_adam),
-    "lbfgs": Method(
-        "PtyRAD with L-BFGS as the paper ran it: three learning rates, the best by loss", LBFGSConfig(), run_lbfgs
-    ),
     "adam-best": Method(
         "PtyRAD as an expert runs it: Poisson loss, positive phase, smoothed along the beam, stopped by held-out patterns",
         ADAM_BEST,
-        run_adam,
+        _adam,
     ),
+    "adam": Method("PtyRAD with Adam as the paper ran it: 200 passes over all patterns", AdamConfig(), _adam),
+    "lbfgs": Method("PtyRAD with L-BFGS as the paper ran it: three learning rates, the best by loss", LBFGSConfig(), _lbfgs),
 }
 DEFAULT_METHOD = "adam-best"
 
@@ -103,6 +114,8 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         InputError: it is not there.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -118,5 +131,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def volume_grid(scan: Scan, slice_thickness_A: float) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Voxel size and origin, each (z, y, x) in Å, of the volumes that are reconstructed from a scan."""
+    from mepdiff_core.forward import object_field
+
     area = object_field(scan.positions_A, scan.n_pixels, scan.pixel_size_A)
     return (slice_thickness_A, area.pixel_size_A, area.pixel_size_A), (slice_thickness_A / 2, *area.origin_A)

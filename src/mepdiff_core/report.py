@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 
 from mepdiff_core import figures
-from mepdiff_core.baselines import split_patterns
-from mepdiff_core.forward import ForwardModel, ModelConfig
+from mepdiff_core.batches import split_patterns
+from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import Poisson
 from mepdiff_core.metrics import MIDDLE_PX, failure_class, poisson_deviance, r_factor, volume_metrics
 from mepdiff_core.page import figure_block, metrics_table, save_figure, write_page
 from mepdiff_core.scan import Scan
+from mepdiff_core.settings import ModelConfig
 
 
 def judge(

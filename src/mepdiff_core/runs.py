@@ -9,8 +9,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,6 @@ from mepdiff_core.states import State
 if TYPE_CHECKING:
     from mepdiff_core.reconstruction import MethodConfig
 
-Progress = Callable[[State], None]
 HISTORY = ("step", "loss", "heldout", "sigma", "seconds", "volume_step", "note")
 SAVE_EVERY_S = 15.0
 
@@ -149,26 +147,8 @@ class RunFolder:
         write_text(self.path / "run.yaml", dump_yaml(self.record))
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run: where, and its metrics."""
-
-    folder: Path
-    metrics: dict[str, Any]
-
-
-def run_to_folder(
-    scan_path: str | Path,
-    out: str | Path,
-    method: str,
-    settings: Mapping[str, Any] | MethodConfig | None = None,
-    device: str = "auto",
-    start: str | Path | None = None,
-    probe: str | Path | None = None,
-    resume: bool = False,
-    progress: Progress | None = None,
-) -> RunResult:
-    """Reconstruct a scan file into a run folder, with metrics and report.
+class Run:
+    """A reconstruction of a scan file into a run folder, with metrics and report; iterate over ``states``.
 
     Args:
         scan_path: our HDF5 scan.
@@ -176,76 +156,126 @@ def run_to_folder(
         method, settings, device: as for ``reconstruct``.
         start: a TIFF volume to start from.
         probe: a probe file to use instead of the scan's own.
-        resume: go on where the run stopped, with the settings, start and probe it has on record. A finished run has nothing
-            left to do: only its metrics and report are made again.
-        progress: called with every state.
+        calibration: values of the scan's calibration to change, as for ``calibrate``.
+        resume: go on where the run stopped, with the settings, start, probe and calibration it has on record. A finished
+            run has nothing left to do: only its metrics and report are made again.
+
+    Attributes:
+        folder: the run folder.
+        scan: the scan, with calibration and probe put in.
+        metrics: of the finished run; empty before.
 
     Raises:
-        InputError: bad input, or a diverged reconstruction, whose last good volume is in the folder then.
+        InputError: bad input.
     """
-    from mepdiff_core.probe import with_probe
-    from mepdiff_core.reconstruction import METHODS, choose_device, method_config, volume_grid
-    from mepdiff_core.report import judge, write_report
-    from mepdiff_core.scan import load_scan
 
-    config = method_config(method, settings)
-    scan = load_scan(scan_path)
-    digest = sha256(scan_path)
-    chosen = choose_device(device)
-    checkpoint = None
-    if resume:
-        folder = RunFolder.reopen(out)
-        record, checkpoint = folder.record, folder.load_checkpoint()
-        check(
-            record["input_sha256"] == digest,
-            f"{scan_path} is not the scan that the run in {out} was made from (its sha256 differs); give that one",
+    def __init__(
+        self,
+        scan_path: str | Path,
+        out: str | Path,
+        method: str,
+        settings: Mapping[str, Any] | MethodConfig | None = None,
+        device: str = "auto",
+        start: str | Path | None = None,
+        probe: str | Path | None = None,
+        calibration: Mapping[str, Any] | None = None,
+        resume: bool = False,
+    ) -> None:
+        from mepdiff_core.calibration import calibrate
+        from mepdiff_core.probe import with_probe
+        from mepdiff_core.reconstruction import choose_device, method_config, volume_grid
+        from mepdiff_core.scan import load_scan
+
+        self.method, self.config = method, method_config(method, settings)
+        scan = load_scan(scan_path)
+        digest = sha256(scan_path)
+        self.device = choose_device(device)
+        self.metrics: dict[str, Any] = {}
+        self._title = f"{scan.info.get('crystal', Path(scan_path).stem)} by {method}"
+        self._checkpoint = None
+        if resume:
+            self.folder = RunFolder.reopen(out)
+            record, self._checkpoint = self.folder.record, self.folder.load_checkpoint()
+            check(
+                record["input_sha256"] == digest,
+                f"{scan_path} is not the scan that the run in {out} was made from (its sha256 differs); give that one",
+            )
+            check(
+                record["method"] == method, f"the run in {out} is of method {record['method']}, not {method}; name that one"
+            )
+            recorded = method_config(method, record["config"])
+            check(
+                not settings or self.config == recorded,
+                f"the settings given are not those of the run in {out}; leave them out to go on, or start another run",
+            )
+            self.config = recorded
+            start, probe = _recorded_file(record, "start", start), _recorded_file(record, "probe", probe)
+            kept = record.get("calibration") or {}
+            check(
+                not calibration or dict(calibration) == kept,
+                f"the calibration given is not that of the run in {out}; leave it out to go on, or start another run",
+            )
+            calibration = kept
+        scan = calibrate(scan, calibration or {})
+        self.scan = scan if probe is None else with_probe(scan, probe)
+        self._start = None if start is None or self._checkpoint is not None else read_volume(start)
+        if not resume:
+            voxel, origin = volume_grid(self.scan, self.config.slice_thickness_A)
+            self.folder = RunFolder.create(
+                out,
+                {
+                    "method": method,
+                    "config": to_dict(self.config),
+                    "seed": self.config.seed,
+                    "input": Path(scan_path).name,
+                    "input_sha256": digest,
+                    "calibration": dict(calibration or {}),
+                    "start": _file_record(start),
+                    "probe": _file_record(probe),
+                    "device": str(self.device),
+                    "voxel_size_A": list(voxel),
+                    "origin_A": list(origin),
+                },
+            )
+
+    def states(self) -> Iterator[State]:
+        """The states of the loop; after the last one, metrics and report are written.
+
+        Raises:
+            Diverged: the last good volume is in the folder then. InputError: a disk that is full.
+        """
+        from mepdiff_core.reconstruction import METHODS
+        from mepdiff_core.report import judge, write_report
+
+        finished = self.folder.record["status"] == "finished"
+        loop = METHODS[self.method].run(self.scan, self.config, self.device, self._start, self._checkpoint)
+        volume: npt.NDArray[np.floating] | None = None
+        for state in self.folder.follow(iter(()) if finished else loop):
+            volume = state.volume
+            yield state
+        if volume is None:
+            volume = read_volume(self.folder.path / "volume.ome.tif")
+        row = self.folder.history[-1]
+        thickness = self.config.slice_thickness_A
+        self.metrics = {
+            "method": self.method,
+            "steps": int(row["step"]),
+            "volume_step": int(row["volume_step"]),
+            "seconds": float(row["seconds"]),
+            **judge(self.scan, volume, thickness, self.config.heldout_fraction, self.config.seed, self.device),
+        }
+        self.folder.write_metrics(self.metrics)
+        write_report(
+            self.folder.path,
+            self.scan,
+            volume,
+            thickness,
+            self.metrics,
+            self.folder.history,
+            self.folder.record,
+            self._title,
+            self.device,
         )
-        check(record["method"] == method, f"the run in {out} is of method {record['method']}, not {method}; name that one")
-        recorded = method_config(method, record["config"])
-        check(
-            not settings or config == recorded,
-            f"the settings given are not those of the run in {out}; leave them out to go on, or start another run",
-        )
-        config = recorded
-        start, probe = _recorded_file(record, "start", start), _recorded_file(record, "probe", probe)
-    scan = scan if probe is None else with_probe(scan, probe)
-    start_volume = None if start is None or checkpoint is not None else read_volume(start)
-    if not resume:
-        voxel, origin = volume_grid(scan, config.slice_thickness_A)
-        folder = RunFolder.create(
-            out,
-            {
-                "method": method,
-                "config": to_dict(config),
-                "seed": config.seed,
-                "input": Path(scan_path).name,
-                "input_sha256": digest,
-                "start": _file_record(start),
-                "probe": _file_record(probe),
-                "device": str(chosen),
-                "voxel_size_A": list(voxel),
-                "origin_A": list(origin),
-            },
-        )
-    states = METHODS[method].run(scan, config, chosen, start_volume, checkpoint)
-    last: State | None = None
-    for state in folder.follow(iter(()) if folder.record["status"] == "finished" else states):
-        last = state
-        if progress is not None:
-            progress(state)
-    volume = last.volume if last is not None else read_volume(folder.path / "volume.ome.tif")
-    row = folder.history[-1]
-    metrics: dict[str, Any] = {
-        "method": method,
-        "steps": int(row["step"]),
-        "volume_step": int(row["volume_step"]),
-        "seconds": float(row["seconds"]),
-        **judge(scan, volume, config.slice_thickness_A, config.heldout_fraction, config.seed, chosen),
-    }
-    folder.write_metrics(metrics)
-    title = f"{scan.info.get('crystal', Path(scan_path).stem)} by {method}"
-    write_report(folder.path, scan, volume, config.slice_thickness_A, metrics, folder.history, folder.record, title, chosen)
-    return RunResult(folder.path, metrics)
 
 
 def _file_record(path: str | Path | None) -> dict[str, str] | None:

@@ -162,6 +162,19 @@ class Scan:
         return make_probe(self.optics, self.n_pixels, self.pixel_size_A)[None].astype(np.complex64)
 
 
+def specimen_slices(scan: Scan, slices: int | None, slice_thickness_A: float) -> int:
+    """The number of slices asked for, or the one that the scan's thickness gives.
+
+    Raises:
+        InputError: neither is known.
+    """
+    if slices is not None:
+        return slices
+    check(scan.thickness_A is not None, "the scan does not say how thick the specimen is; give the number of slices")
+    assert scan.thickness_A is not None
+    return max(1, round(scan.thickness_A / slice_thickness_A))
+
+
 def save_scan(scan: Scan, path: str | Path) -> None:
     """Write a scan to HDF5, atomically.
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.floating]
+Checkpoint = Mapping[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class State:
     heldout: float | None = None
     sigma: float | None = None
     note: str = ""
-    checkpoint: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict, repr=False)
+    checkpoint: Checkpoint = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for array in (self.volume, *self.checkpoint.values()):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from mepdiff_core import __version__
 from mepdiff_core.cli import demo, evaluate, fit_probe, info, reconstruct, simulate
 from mepdiff_core.cli.common import Parser, Stopped, say
-from mepdiff_core.errors import InputError
+from mepdiff_core.errors import explain
 
 COMMANDS = (info, demo, simulate, fit_probe, reconstruct, evaluate)
 
@@ -36,28 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except InputError as error:
-        say(f"mepdiff: {error}")
-        return 2
     except Stopped as stopped:
         say(f"mepdiff: {stopped}")
-        return 0
     except KeyboardInterrupt:
         say("mepdiff: stopped; nothing was written")
         return 130
-    except MemoryError as error:
-        say(f"mepdiff: out of memory ({error}); take fewer patterns, slices or a smaller window")
-        return 2
     except BrokenPipeError:
         sys.stderr.close()
-        return 0
-    except OSError as error:
-        say(f"mepdiff: {error}; check the path, its permissions and the disk")
-        return 2
-    except RuntimeError as error:
-        # torch says so in words alone, on the CPU as on a GPU
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except Exception as error:
+        line = explain(error)
+        if line is None:
             raise
-        say(f"mepdiff: out of memory ({str(error).splitlines()[0]}); take fewer patterns, slices or a smaller window")
+        say(f"mepdiff: {line}")
         return 2
     return 0

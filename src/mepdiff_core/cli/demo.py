@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.files import make_folder
     from mepdiff_core.page import text_table
     from mepdiff_core.reconstruction import choose_device
-    from mepdiff_core.runs import run_to_folder
+    from mepdiff_core.runs import Run
     from mepdiff_core.scan import save_scan
     from mepdiff_core.simulate import SimulationConfig, simulate_steps
 
@@ -53,16 +53,11 @@ def run(arguments: argparse.Namespace) -> None:
     say("2 of 2: its phase volume, reconstructed with PtyRAD (adam-best)")
     with StateBar("adam-best") as state_bar:
         try:
-            result = run_to_folder(
-                scan_path,
-                run_path,
-                "adam-best",
-                device=arguments.device,
-                resume=(run_path / "run.yaml").exists(),
-                progress=state_bar,
-            )
+            made = Run(scan_path, run_path, "adam-best", device=arguments.device, resume=(run_path / "run.yaml").exists())
+            for state in made.states():
+                state_bar(state)
         except KeyboardInterrupt:
             state_bar.close()
             raise stopped_run(scan_path, "adam-best", run_path) from None
-    text = text_table([result.metrics], ["method"]) + f"\nopen {result.folder}/report.html in a browser"
-    emit(arguments, {"folder": str(result.folder), **result.metrics}, text)
+    text = text_table([made.metrics], ["method"]) + f"\nopen {made.folder.path}/report.html in a browser"
+    emit(arguments, {"folder": str(made.folder.path), **made.metrics}, text)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import textwrap
 from typing import Any
 
 from mepdiff_core.cli.common import add_json, emit
-from mepdiff_core.config import check, to_dict
+from mepdiff_core.config import check, describe
 
 
 def add_parser(commands: Any) -> None:
@@ -20,44 +19,25 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--settings",
         metavar="NAME",
-        help="explain every setting of a method (adam, lbfgs, adam-best), of 'simulate' or of 'fit-probe'",
+        help="explain every setting of a method (adam, lbfgs, adam-best), of simulate, fit-probe or calibration",
     )
     add_json(parser)
     parser.set_defaults(run=run)
 
 
-def describe(config: Any, prefix: str = "") -> list[tuple[str, Any, str]]:
-    """(name, default, meaning) of every field of a config, nested ones by their dotted names, from its docstring."""
-    text = (type(config).__doc__ or "").partition("Attributes:")[2]
-    names = [field.name for field in dataclasses.fields(config)]
-    meanings: dict[str, str] = {}
-    current: list[str] = []
-    for line in text.splitlines():
-        before, colon, after = line.strip().partition(":")
-        named = [name.strip() for name in before.split(",")]
-        if colon and all(name in names for name in named):
-            current = named
-            meanings |= dict.fromkeys(current, after.strip())
-        elif line.strip():
-            for name in current:
-                meanings[name] += f" {line.strip()}"
-    rows: list[tuple[str, Any, str]] = []
-    for name in names:
-        value = getattr(config, name)
-        if dataclasses.is_dataclass(value):
-            rows += describe(value, f"{prefix}{name}.")
-        else:
-            rows.append((prefix + name, to_dict(value), meanings.get(name, "")))
-    return rows
-
-
 def show_settings(arguments: argparse.Namespace) -> None:
-    from mepdiff_core.probe import ProbeFitConfig
+    from mepdiff_core.calibration import Calibration
     from mepdiff_core.reconstruction import METHODS
+    from mepdiff_core.settings import ProbeFitConfig
     from mepdiff_core.simulate import SimulationConfig
 
     configs = {name: method.default for name, method in METHODS.items()}
-    known: dict[str, Any] = {**configs, "simulate": SimulationConfig(), "fit-probe": ProbeFitConfig()}
+    known: dict[str, Any] = {
+        **configs,
+        "simulate": SimulationConfig(),
+        "fit-probe": ProbeFitConfig(),
+        "calibration": Calibration(),
+    }
     check(arguments.settings in known, f"--settings {arguments.settings} is not known; choose from {', '.join(known)}")
     rows = describe(known[arguments.settings])
     lines = []

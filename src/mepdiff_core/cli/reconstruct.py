@@ -23,6 +23,7 @@ methods:
   lbfgs       PtyRAD with L-BFGS as the paper ran it, learning rates 1, 0.1 and 0.01
 
 Every setting of a method and what it means: mepdiff info --settings adam-best
+Every value of the calibration: mepdiff info --settings calibration
 engine=fast computes with mepdiff's own forward model instead of PtyRAD's: the same losses, about three times as fast.
 
 The run folder holds volume.ome.tif (phase in rad), history.csv, metrics.json, run.yaml and report.html.
@@ -54,6 +55,16 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--start", metavar="VOLUME.tif", help="start from this volume instead of from zeros")
     parser.add_argument("--probe", metavar="PROBE.h5", help="probe of 'mepdiff fit-probe' instead of the scan's own")
+    parser.add_argument(
+        "--calibration", metavar="FILE.yaml", help="optics, step, thickness, ... to use instead of what the scan says"
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one value of the calibration; repeat for more (--calibrate optics.overfocus_A=150)",
+    )
     add_device(parser)
     add_settings(parser, "method's settings")
     parser.add_argument(
@@ -64,16 +75,19 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from mepdiff_core.config import merge, parse_assignments, read_yaml
     from mepdiff_core.page import text_table
-    from mepdiff_core.runs import run_to_folder
+    from mepdiff_core.runs import Run
 
     settings = read_settings(arguments)
     for option, name in (("steps", "iterations"), ("seed", "seed"), ("slices", "slices")):
         if getattr(arguments, option) is not None:
             settings[name] = getattr(arguments, option)
+    calibration = read_yaml(arguments.calibration) if arguments.calibration else {}
+    calibration = merge(calibration, parse_assignments(arguments.calibrate, "--calibrate"))
     with StateBar(arguments.method) as bar:
         try:
-            result = run_to_folder(
+            made = Run(
                 arguments.scan,
                 arguments.out,
                 arguments.method,
@@ -81,11 +95,13 @@ def run(arguments: argparse.Namespace) -> None:
                 arguments.device,
                 arguments.start,
                 arguments.probe,
+                calibration,
                 arguments.resume,
-                bar,
             )
+            for state in made.states():
+                bar(state)
         except KeyboardInterrupt:
             bar.close()
             raise stopped_run(arguments.scan, arguments.method, arguments.out) from None
-    text = text_table([result.metrics], ["method"]) + f"\n{result.folder}/report.html"
-    emit(arguments, {"folder": str(result.folder), **result.metrics}, text)
+    text = text_table([made.metrics], ["method"]) + f"\n{made.folder.path}/report.html"
+    emit(arguments, {"folder": str(made.folder.path), **made.metrics}, text)

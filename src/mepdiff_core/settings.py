@@ -1,0 +1,189 @@
+"""The settings of every loop, as frozen configs; nothing here computes, so forms and help read them at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mepdiff_core.config import check
+
+EngineName = Literal["ptyrad", "fast"]
+LikelihoodName = Literal["amplitude", "poisson"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How a scan is modelled.
+
+    Attributes:
+        window: width of the modelled window in widths of the detector's window (1 / k_step). 2 lets the tails of a
+            defocused probe leave, which otherwise wrap around.
+        sampling: model pixels along one detector-limited pixel (1 / (2 k_max)). 2 models the scattering beyond k_max.
+        paraxial: abTEM's paraxial propagator instead of the exact one.
+    """
+
+    window: int = 1
+    sampling: int = 1
+    paraxial: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("window", "sampling"):
+            check(1 <= getattr(self, name) <= 8, f"model {name} is {getattr(self, name)}; expected 1 to 8")
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """PtyRAD's constraints on the object's phase, applied after each pass over the patterns.
+
+    Attributes:
+        positivity: clip negative phases to 0 (objp_postiv).
+        depth_blur_slices: standard deviation of a Gaussian blur along depth, in slices; 0 is off (obj_zblur).
+        kz_beta: strength of the arctan filter that regularises depth; 0 is off (kz_filter).
+        kz_alpha: that filter's lateral damping.
+    """
+
+    positivity: bool = False
+    depth_blur_slices: float = 0.0
+    kz_beta: float = 0.0
+    kz_alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("depth_blur_slices", "kz_beta", "kz_alpha"):
+            check(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}; expected 0 or more")
+
+
+def _check_common(batch_size: int, heldout: float, slices: int | None, thickness: float, seed: int) -> None:
+    check(batch_size >= 1, f"batch_size is {batch_size}; expected at least 1")
+    check(0 <= heldout <= 0.5, f"heldout_fraction is {heldout:g}; expected 0 to 0.5")
+    check(slices is None or 1 <= slices <= 1000, f"slices is {slices}; expected 1 to 1000")
+    check(thickness > 0, f"slice_thickness_A is {thickness:g}; expected more than 0")
+    check(seed >= 0, f"seed is {seed}; expected 0 or more")
+
+
+@dataclass(frozen=True)
+class AdamConfig:
+    """PtyRAD[Adam]; the defaults are the paper's (appendix C), ``ADAM_BEST`` holds an expert's.
+
+    Attributes:
+        iterations: passes over all patterns, at most.
+        batch_size: patterns a mini-batch.
+        learning_rate: Adam's, rad.
+        reshuffle: draw new mini-batches for each pass; PtyRAD keeps those of the first.
+        likelihood: amplitude (PtyRAD's loss_single) or poisson (its loss_poissn).
+        constraints: PtyRAD's constraints on the phase after each pass.
+        heldout_fraction: part of the patterns kept out of the fit, drawn by the seed.
+        patience: stop after this many passes without a lower held-out misfit; null: do all. With held-out patterns the
+            volume of the lowest misfit is the answer.
+        slices: number of slices; null: the scan's thickness over slice_thickness_A.
+        slice_thickness_A: Å.
+        engine: ptyrad (its own model and loss) or fast (ours, equal to 1e-5).
+        model: window and sampling of the fast engine's model.
+        seed: of mini-batches and held-out patterns.
+    """
+
+    iterations: int = 200
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    reshuffle: bool = False
+    likelihood: LikelihoodName = "amplitude"
+    constraints: Constraints = field(default_factory=Constraints)
+    heldout_fraction: float = 0.0
+    patience: int | None = None
+    slices: int | None = None
+    slice_thickness_A: float = 1.6
+    engine: EngineName = "ptyrad"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.iterations >= 1, f"iterations is {self.iterations}; expected at least 1")
+        check(self.learning_rate > 0, f"learning_rate is {self.learning_rate:g}; expected more than 0")
+        check(self.patience is None or self.patience >= 1, f"patience is {self.patience}; expected at least 1 or null")
+        check(
+            self.patience is None or self.heldout_fraction > 0,
+            "patience needs held-out patterns; set heldout_fraction, to 0.05 for instance, or patience to null",
+        )
+        _check_common(self.batch_size, self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+
+
+ADAM_BEST = AdamConfig(
+    iterations=100,
+    learning_rate=2e-3,
+    reshuffle=True,
+    likelihood="poisson",
+    constraints=Constraints(positivity=True, depth_blur_slices=1.5),
+    heldout_fraction=0.05,
+    patience=5,
+)
+"""What an expert gets from PtyRAD; how each value was chosen: docs/method.md."""
+
+
+@dataclass(frozen=True)
+class LBFGSConfig:
+    """PtyRAD[L-BFGS] as the paper ran it (appendix C).
+
+    Attributes:
+        learning_rates: each gives a run from the start; the one with the lowest loss over all patterns is the answer.
+        iterations: optimiser steps a run.
+        batches_per_iteration: mini-batches drawn at random for an iteration; its closure is their mean loss.
+        inner_iterations: L-BFGS iterations on that closure (torch's and PtyRAD's default).
+        line_search: none (PtyRAD's default) or strong_wolfe.
+        batch_size, likelihood, heldout_fraction, slices, slice_thickness_A, engine, model, seed: as for Adam.
+    """
+
+    learning_rates: tuple[float, ...] = (1.0, 0.1, 0.01)
+    iterations: int = 5
+    batch_size: int = 32
+    batches_per_iteration: int = 20
+    inner_iterations: int = 20
+    line_search: Literal["none", "strong_wolfe"] = "none"
+    likelihood: LikelihoodName = "amplitude"
+    heldout_fraction: float = 0.0
+    slices: int | None = None
+    slice_thickness_A: float = 1.6
+    engine: EngineName = "ptyrad"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rates = self.learning_rates
+        check(len(rates) > 0 and min(rates) > 0, f"learning_rates is {list(rates)}; expected numbers above 0")
+        for name in ("iterations", "batches_per_iteration", "inner_iterations"):
+            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
+        _check_common(self.batch_size, self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+
+
+@dataclass(frozen=True)
+class ProbeFitConfig:
+    """How to fit a probe.
+
+    Attributes:
+        iterations: passes over all patterns of all scans.
+        batch_size: patterns a mini-batch.
+        learning_rate: Adam's for the volumes, rad.
+        probe_learning_rate: Adam's for the probe's spectrum, in units of its mean amplitude inside the aperture; it falls
+            to a tenth along the fit.
+        support: the spectrum is free within this many radii of the aperture and zero outside.
+        likelihood: amplitude or poisson.
+        positivity: keep the volumes' phase positive.
+        slices, slice_thickness_A, seed: as for the reconstructions.
+    """
+
+    iterations: int = 20
+    batch_size: int = 32
+    learning_rate: float = 5e-3
+    probe_learning_rate: float = 0.1
+    support: float = 1.25
+    likelihood: LikelihoodName = "poisson"
+    positivity: bool = True
+    slices: int | None = None
+    slice_thickness_A: float = 1.6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.iterations >= 1, f"iterations is {self.iterations}; expected at least 1")
+        check(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
+        check(self.learning_rate > 0, f"learning_rate is {self.learning_rate:g}; expected more than 0")
+        check(self.probe_learning_rate > 0, f"probe_learning_rate is {self.probe_learning_rate:g}; expected more than 0")
+        check(self.support >= 1, f"support is {self.support:g}; expected at least 1")
+        check(self.seed >= 0, f"seed is {self.seed}; expected 0 or more")
