@@ -37,7 +37,7 @@ class Job(Generic[S, R]):
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._latest: S | None = None
         self._records: list[R] = []
-        self._cancelled = False
+        self._cancelled = threading.Event()
         self.status: Status = "waiting"
         self.error: BaseException | None = None
         self.details = ""
@@ -70,7 +70,7 @@ class Job(Generic[S, R]):
     def cancel(self) -> None:
         """Stop after the step that is under way; the loop's own clean-up still runs."""
         with self._changed:
-            self._cancelled = True
+            self._cancelled.set()
             if self.status == "waiting":
                 self.status = "stopped"
                 self._start_loop = None
@@ -122,7 +122,7 @@ class Job(Generic[S, R]):
         """Whether the loop came to its own end."""
         start_loop, self._start_loop = self._start_loop, None
         assert start_loop is not None
-        if self._cancelled:
+        if self._cancelled.is_set():
             return False
         loop = iter(start_loop())
         with contextlib.ExitStack() as stack:
@@ -136,7 +136,7 @@ class Job(Generic[S, R]):
                     self._latest = state
                     while self.status == "paused":
                         self._changed.wait()
-                    if self._cancelled:
+                    if self._cancelled.is_set():
                         return False
         return True
 
