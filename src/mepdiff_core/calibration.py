@@ -66,6 +66,7 @@ def calibrate(scan: Scan, changes: Calibration | Mapping[str, Any]) -> Scan:
     Args:
         scan: a measurement.
         changes: a whole calibration, or the values to change: ``{"optics": {"overfocus_A": 150}, "scan_step_A": 0.5}``.
+            An aberration that is None is taken away.
 
     Returns:
         The scan with these put in. A probe of its own is kept only where optics and detector pixel stay what they were.
@@ -75,7 +76,11 @@ def calibrate(scan: Scan, changes: Calibration | Mapping[str, Any]) -> Scan:
     """
     now = calibration_of(scan)
     if not isinstance(changes, Calibration):
-        changes = from_dict(Calibration, merge(to_dict(now), changes), "calibration")
+        merged = merge(to_dict(now), changes)
+        if isinstance(merged["optics"], Mapping) and isinstance(merged["optics"]["aberrations"], Mapping):
+            kept = {name: value for name, value in merged["optics"]["aberrations"].items() if value is not None}
+            merged["optics"] = {**merged["optics"], "aberrations": kept}
+        changes = from_dict(Calibration, merged, "calibration")
     if changes == now:
         return scan
     positions = scan.positions_A

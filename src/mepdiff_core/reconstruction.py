@@ -30,16 +30,16 @@ class Method:
     run: Callable[..., Iterator[State]]
 
 
-def _adam(*arguments: Any) -> Iterator[State]:
+def _adam(*arguments: Any, **options: Any) -> Iterator[State]:
     from mepdiff_core.baselines import run_adam
 
-    return run_adam(*arguments)
+    return run_adam(*arguments, **options)
 
 
-def _lbfgs(*arguments: Any) -> Iterator[State]:
+def _lbfgs(*arguments: Any, **options: Any) -> Iterator[State]:
     from mepdiff_core.baselines import run_lbfgs
 
-    return run_lbfgs(*arguments)
+    return run_lbfgs(*arguments, **options)
 
 
 METHODS: dict[str, Method] = {

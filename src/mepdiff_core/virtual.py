@@ -15,7 +15,8 @@ def mean_pattern(counts: Counts) -> npt.NDArray[np.float64]:
     total = np.zeros(counts.shape[2:])
     for row in counts:
         total += row.sum(axis=0, dtype=np.float64)
-    return total / (counts.shape[0] * counts.shape[1])
+    mean: npt.NDArray[np.float64] = total / (counts.shape[0] * counts.shape[1])
+    return mean
 
 
 def detector_mask(

@@ -1,0 +1,177 @@
+"""Small pictures and curves inside a dock (pyqtgraph); patterns are no layers, since 1/Å beside Å turns units off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyqtgraph as pg
+from napari.utils.theme import get_theme
+from qtpy.QtCore import QRectF, Signal
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
+
+Image = npt.NDArray[np.generic]
+LOSS_COLORS = {"loss": "#2e86ab", "held out": "#d1792f"}
+
+
+class Pane(QWidget):
+    """A titled picture with square pixels.
+
+    Attributes:
+        hovered: signal; (row, column) of the pixel under the mouse.
+        clicked: signal; (row, column) of the pixel that was clicked.
+    """
+
+    hovered = Signal(int, int)
+    clicked = Signal(int, int)
+
+    def __init__(self, title: str, tooltip: str = "", colormap: str = "gray", height: int = 150) -> None:
+        super().__init__()
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(1)
+        self.title = QLabel(title)
+        self.title.setToolTip(tooltip)
+        self.title.setWordWrap(True)
+        layout.addWidget(self.title)
+        self.view = pg.PlotWidget()
+        self.view.setToolTip(tooltip)
+        self.view.setFixedHeight(height)
+        self.view.setMinimumWidth(80)
+        for axis in ("left", "bottom"):
+            self.view.hideAxis(axis)
+        self.view.setMenuEnabled(False)
+        self.view.hideButtons()
+        self.view.setMouseEnabled(False, False)
+        self.view.setAspectLocked(True)
+        self.view.invertY(True)
+        self.image = pg.ImageItem(axisOrder="row-major")
+        self.image.setColorMap(
+            pg.colormap.get(colormap, source=None if colormap in pg.colormap.listMaps() else "matplotlib")
+        )
+        self.view.addItem(self.image)
+        self.view.getPlotItem().getViewBox().setDefaultPadding(0.02)
+        layout.addWidget(self.view)
+        self.view.scene().sigMouseMoved.connect(self._moved)
+        self.view.scene().sigMouseClicked.connect(self._pressed)
+
+    def show_image(self, image: Image, extent: float | None = None, levels: tuple[float, float] | None = None) -> None:
+        """Show a picture.
+
+        Args:
+            image: (rows, columns).
+            extent: width of the picture in its own unit, centred at pixel n // 2; None: in pixels from the corner.
+            levels: what is black and what is white; its smallest and largest value by default.
+        """
+        values = np.asarray(image, np.float32)
+        if levels is None:
+            low, high = float(values.min()), float(values.max())
+            levels = (low, high if high > low else low + 1)
+        self.image.setImage(values, levels=levels)
+        rows, columns = values.shape
+        rect = QRectF(0, 0, columns, rows)
+        if extent is not None:
+            step = extent / columns
+            rect = QRectF(-(columns // 2 + 0.5) * step, -(rows // 2 + 0.5) * step, extent, step * rows)
+        if rect != getattr(self, "_rect", None):
+            self._rect = rect
+            self.image.setRect(rect)
+            self.view.setRange(rect, padding=0.02)
+
+    def paint(self, theme: str) -> None:
+        """Take on the colours of a napari theme."""
+        self.view.setBackground(_qcolor(get_theme(theme).background))
+
+    def _pixel(self, position: Any) -> tuple[int, int] | None:
+        if self.image.image is None:
+            return None
+        point = self.image.mapFromScene(position)
+        row, column = int(np.floor(point.y())), int(np.floor(point.x()))
+        rows, columns = self.image.image.shape
+        return (row, column) if 0 <= row < rows and 0 <= column < columns else None
+
+    def _moved(self, position: Any) -> None:
+        pixel = self._pixel(position)
+        if pixel is not None:
+            self.hovered.emit(*pixel)
+
+    def _pressed(self, event: Any) -> None:
+        pixel = self._pixel(event.scenePos())
+        if pixel is not None:
+            self.clicked.emit(*pixel)
+
+
+class Curves(QWidget):
+    """Lines over a common axis, with a legend."""
+
+    def __init__(self, x_label: str, y_label: str, height: int = 130, log_y: bool = False) -> None:
+        super().__init__()
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        self.view = pg.PlotWidget()
+        self.view.setFixedHeight(height)
+        self.view.setMenuEnabled(False)
+        self.view.hideButtons()
+        self.view.setMouseEnabled(False, False)
+        self.view.setLogMode(y=log_y)
+        self._labels = {"bottom": x_label, "left": y_label}
+        self.legend = self.view.addLegend(offset=(-4, 4), labelTextSize="8pt", verSpacing=-6)
+        self._lines: dict[str, Any] = {}
+        self._ink = QColor("gray")
+        layout.addWidget(self.view)
+
+    def show_lines(self, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+        """Show lines by name as (x, y); names that are not there any more go."""
+        for name in [n for n in self._lines if n not in lines]:
+            self.view.removeItem(self._lines.pop(name))
+        for name, (x, y) in lines.items():
+            if name not in self._lines:
+                self._lines[name] = self.view.plot(name=name, pen=pg.mkPen(LOSS_COLORS.get(name, self._ink), width=1.5))
+            # a line of a single point would not be seen
+            self._lines[name].setData(np.asarray(x, float), np.asarray(y, float))
+            self._lines[name].setSymbol("o" if len(x) == 1 else None)
+
+    def show_bars(self, edges: npt.NDArray[np.floating], numbers: npt.NDArray[np.integer]) -> None:
+        """Show a histogram; empty bins are left out."""
+        if "bars" not in self._lines:
+            self._lines["bars"] = self.view.plot(pen=pg.mkPen("#2e86ab"), stepMode="center")
+        self._lines["bars"].setData(edges, np.maximum(numbers, 0.5))
+
+    def paint(self, theme: str) -> None:
+        """Take on the colours of a napari theme."""
+        colors = get_theme(theme)
+        self._ink = _qcolor(colors.text)
+        self.view.setBackground(_qcolor(colors.background))
+        for side, label in self._labels.items():
+            axis = self.view.getAxis(side)
+            axis.setPen(_qcolor(colors.secondary))
+            axis.setTextPen(self._ink)
+            axis.setLabel(label, **{"font-size": "8pt", "color": self._ink.name()})
+            axis.enableAutoSIPrefix(False)
+        self.legend.setLabelTextColor(self._ink)
+        for _, label in self.legend.items:
+            label.setText(label.text, color=self._ink.name())
+
+
+def follow_theme(viewer: Any, *plots: Pane | Curves) -> None:
+    """Paint these plots in the viewer's theme, now and when it changes."""
+
+    def repaint() -> None:
+        for plot in plots:
+            plot.paint(viewer.theme)
+
+    def changed(event: object = None) -> None:
+        try:
+            repaint()
+        except RuntimeError:  # the dock is gone
+            viewer.events.theme.disconnect(changed)
+
+    repaint()
+    viewer.events.theme.connect(changed)
+
+
+def _qcolor(color: Any) -> QColor:
+    return QColor(*(int(v) for v in color.as_rgb_tuple()[:3]))
