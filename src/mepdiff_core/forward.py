@@ -385,6 +385,32 @@ class ForwardModel:
         return [indices[i : i + self.chunk] for i in range(0, len(indices), self.chunk)]
 
 
+def predict_pattern(
+    scan: Scan, volume: npt.NDArray[np.floating], slice_thickness_A: float, index: int
+) -> npt.NDArray[np.float32]:
+    """The pattern of one position, by the default model, on the CPU; nothing of the other positions is computed.
+
+    Args:
+        volume: (slices, y, x) on the scan's object field, rad.
+        index: which position.
+
+    Returns:
+        (ky, kx) float32: fractions of the beam, zero frequency at index n // 2.
+    """
+    n, pixel = scan.n_pixels, scan.pixel_size_A
+    area = object_field(scan.positions_A, n, pixel)
+    check(volume.shape[1:] == area.shape, f"the volume has shape {volume.shape}; this scan's field needs (z, *{area.shape})")
+    offset = (scan.positions_A[index] - scan.positions_A.min(0)) / pixel
+    y, x = corner = np.round(offset).astype(np.int64)
+    transfer = propagator(scan.optics.energy_eV, n, pixel, slice_thickness_A)
+    waves = Multislice(scan.get_probe(), transfer, np.zeros((1, 2), np.int64), (offset - corner)[None])
+    with torch.no_grad():
+        window = torch.as_tensor(np.array(volume[:, y : y + n, x : x + n], np.float32))
+        transmission = torch.polar(torch.ones_like(window), window)[None]
+        pattern = waves.intensity(waves.exit_spectrum(transmission, np.zeros(1, np.int64))[0])[0, 0]
+    return torch.fft.fftshift(pattern).numpy()
+
+
 def upsample(volume: Tensor, factor: int) -> Tensor:
     """Fourier interpolation of (..., y, x) by a whole factor: sample i becomes sample factor * i. Differentiable."""
     if factor == 1:

@@ -213,6 +213,17 @@ def save_scan(scan: Scan, path: str | Path) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
+def is_scan(path: str | Path) -> bool:
+    """Whether a file says of itself that it is a scan of ours."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(file.attrs.get("format") == FORMAT)
+    except OSError:
+        return False
+
+
 def load_scan(path: str | Path) -> Scan:
     """Read a scan.
 

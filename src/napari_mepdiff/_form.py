@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import yaml
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QLabel, QLineEdit, QVBoxLayout, QWidget
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QLabel, QLineEdit, QWidget
 from superqt import QCollapsible
 
 from mepdiff_core.config import describe, from_dict, to_dict
@@ -291,19 +291,3 @@ def _flatten(values: Mapping[str, Any], names: Collection[str], prefix: str = ""
         else:
             flat[prefix + key] = value
     return flat
-
-
-def scrollable(widget: QWidget) -> QWidget:
-    """The widget in a dock-sized scroll area that scrolls up and down alone."""
-    from qtpy.QtWidgets import QScrollArea
-
-    area = QScrollArea()
-    area.setWidgetResizable(True)
-    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    area.setFrameShape(QScrollArea.Shape.NoFrame)
-    area.setWidget(widget)
-    outer = QWidget()
-    layout = QVBoxLayout(outer)
-    layout.setContentsMargins(0, 0, 0, 0)
-    layout.addWidget(area)
-    return outer

@@ -28,7 +28,7 @@ class Pane(QWidget):
     hovered = Signal(int, int)
     clicked = Signal(int, int)
 
-    def __init__(self, title: str, tooltip: str = "", colormap: str = "gray", height: int = 150) -> None:
+    def __init__(self, title: str, tooltip: str = "", colormap: str = "CET-L1", height: int = 150) -> None:
         super().__init__()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -49,9 +49,7 @@ class Pane(QWidget):
         self.view.setAspectLocked(True)
         self.view.invertY(True)
         self.image = pg.ImageItem(axisOrder="row-major")
-        self.image.setColorMap(
-            pg.colormap.get(colormap, source=None if colormap in pg.colormap.listMaps() else "matplotlib")
-        )
+        self.image.setColorMap(pg.colormap.get(colormap))
         self.view.addItem(self.image)
         self.view.getPlotItem().getViewBox().setDefaultPadding(0.02)
         layout.addWidget(self.view)

@@ -11,6 +11,7 @@ from qtpy.QtCore import QObject, Signal
 from mepdiff_core.calibration import Calibration, calibrate, calibration_of
 from mepdiff_core.config import to_dict
 from mepdiff_core.scan import Scan
+from napari_mepdiff._export import changed
 
 _sessions: dict[int, Session] = {}
 
@@ -93,7 +94,7 @@ class Session(QObject):
         """What a person has changed of the file's calibration, as ``mepdiff_core.calibrate`` takes it."""
         if self.scan_in_file is None or self.calibration is None:
             return {}
-        return _difference(to_dict(calibration_of(self.scan_in_file)), to_dict(self.calibration))
+        return changed(to_dict(calibration_of(self.scan_in_file)), to_dict(self.calibration))
 
     def specimen_settings(self) -> dict[str, Any]:
         """The slices, as a method's settings."""
@@ -118,15 +119,3 @@ def suggested_slices(scan: Scan, slice_thickness_A: float = 1.6) -> int:
     if scan.truth is not None:
         return len(scan.truth.phase)
     return 1 if scan.thickness_A is None else max(1, round(scan.thickness_A / slice_thickness_A))
-
-
-def _difference(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    changes: dict[str, Any] = {key: None for key in before if key not in after}  # an aberration that was taken away
-    for key, value in after.items():
-        if isinstance(value, dict) and isinstance(before.get(key), dict):
-            inner = _difference(before[key], value)
-            if inner:
-                changes[key] = inner
-        elif value != before.get(key):
-            changes[key] = value
-    return changes

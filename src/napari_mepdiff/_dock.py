@@ -1,0 +1,104 @@
+"""What the docks have in common: a scrolling column of rows, notifications, and knowing when they are closed."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from napari.utils.notifications import show_error, show_warning
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QApplication, QDockWidget, QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+
+from mepdiff_core.errors import explain
+
+WIDTH = 350
+"""Every dock is readable at this width, in pixels."""
+
+
+class Dock(QWidget):
+    """A column of widgets that scrolls up and down; fill ``column``.
+
+    ``on_close`` says what to do when the dock or the window is closed (a hidden dock is not closed).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        body = QWidget()
+        self.column = QVBoxLayout(body)
+        self.column.setContentsMargins(6, 6, 6, 6)
+        self.column.setSpacing(6)
+        area = QScrollArea()
+        area.setWidgetResizable(True)
+        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        area.setFrameShape(QFrame.Shape.NoFrame)
+        area.setWidget(body)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(area)
+        self.setMinimumWidth(WIDTH)
+        self._clean_up: Callable[[], None] = lambda: None
+        self._watched: QDockWidget | None = None
+
+    def on_close(self, clean_up: Callable[[], None]) -> None:
+        """Call this once the dock or the window is closed; it must not hold the dock itself."""
+        self._clean_up = clean_up
+        application = QApplication.instance()
+        if application is not None:
+            application.aboutToQuit.connect(clean_up)
+
+    def showEvent(self, event: Any) -> None:
+        """Qt's word that the widget has come into a dock: napari removes a closed dock and leaves its widget behind."""
+        super().showEvent(event)
+        parent = self.parent()
+        while parent is not None and not isinstance(parent, QDockWidget):
+            parent = parent.parent()
+        if parent is None or parent is self._watched:
+            return
+        self._watched = parent
+        clean_up, mine = self._clean_up, weakref.ref(self)
+
+        def closed(*_: object) -> None:
+            clean_up()
+            widget = mine()
+            if widget is not None:
+                with contextlib.suppress(RuntimeError):  # Qt has deleted it already
+                    widget.deleteLater()
+
+        parent.destroyed.connect(closed)
+
+
+def heading(text: str) -> QLabel:
+    """A line above a group of rows."""
+    label = QLabel(f"<b>{text}</b>")
+    label.setContentsMargins(0, 4, 0, 0)
+    return label
+
+
+def words(text: str = "") -> QLabel:
+    """Text that wraps and can be copied."""
+    label = QLabel(text)
+    label.setWordWrap(True)
+    label.setTextInteractionFlags(
+        Qt.TextInteractionFlag.TextSelectableByMouse | Qt.TextInteractionFlag.LinksAccessibleByMouse
+    )
+    return label
+
+
+def button(text: str, tooltip: str, press: Callable[[], object]) -> QPushButton:
+    """A push button."""
+    made = QPushButton(text)
+    made.setToolTip(f"<qt>{tooltip}</qt>")
+    made.clicked.connect(lambda *_: press())
+    return made
+
+
+def notify(error: BaseException, details: str = "") -> None:
+    """One notification of an error: a line on what to do, or the fault with its traceback to report."""
+    line = explain(error)
+    if line is not None:
+        show_warning(line)
+        return
+    reason = " ".join(str(error).split())
+    show_error(f"{type(error).__name__}: {reason}. This is a fault of mepdiff; please report it.\n{details}".strip())
