@@ -124,6 +124,24 @@ def test_info_names_versions_devices_and_methods(capsys: Capture) -> None:
         assert name in text
 
 
+def test_info_explains_the_calibration(capsys: Capture) -> None:
+    assert main(["info", "--settings", "calibration"]) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert shown.err == ""
+    assert "scan_step_A=null" in lines
+    assert "distance between neighbouring positions" in lines[lines.index("scan_step_A=null") + 1]
+    assert main(["info", "--settings", "calibration", "--json"]) == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert {"optics.overfocus_A", "scan_step_A", "scan_rotation_deg", "k_step_invA", "thickness_A"} < settings.keys()
+    assert settings["optics.overfocus_A"]["default"] == Optics().overfocus_A
+    assert all(setting["meaning"] for setting in settings.values())
+    assert main(["info", "--settings", "calibrations"]) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert shown.err.startswith("mepdiff: --settings calibrations is not known; choose from ")
+
+
 def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
     """Exit codes, one line, nothing on the other stream: as a shell sees them."""
     command = [sys.executable, "-m", "mepdiff_core"]
@@ -286,6 +304,70 @@ def test_a_fitted_probe_is_written_and_used(tiny: Path, capsys: Capture) -> None
     assert yaml.safe_load(Path("run/run.yaml").read_text())["probe"]["path"] == str(tiny / "p.h5")
 
 
+CALIBRATED = ["reconstruct", "scan.h5", "--method", "adam", *FAST, "--steps", "2"]
+CALIBRATION = {"optics": {"overfocus_A": 50, "Cs_A": 9000.0}, "electrons_per_pattern": 2e4}
+
+
+@pytest.fixture
+def calibration_options(tiny: Path) -> list[str]:
+    """A file and a value that goes over it; together they are ``CALIBRATION``."""
+    Path("c.yaml").write_text("optics: {overfocus_A: 70, Cs_A: 9000.0}\nelectrons_per_pattern: 20000.0\n")
+    return ["--calibrate", "optics.overfocus_A=50", "--calibration", "c.yaml"]
+
+
+def test_another_calibration_is_used_and_on_record(tiny: Path, calibration_options: list[str]) -> None:
+    """The result is that of a scan that says so itself."""
+    assert main([*CALIBRATED, *calibration_options, "--out", "run"]) == 0
+    assert yaml.safe_load(Path("run/run.yaml").read_text())["calibration"] == CALIBRATION
+    scan = load_scan("scan.h5")
+    optics = replace(scan.optics, overfocus_A=50.0, Cs_A=9000.0)
+    save_scan(replace(scan, optics=optics, electrons_per_pattern=2e4), "says.h5")
+    assert main(["reconstruct", "says.h5", *CALIBRATED[2:], "--out", "says"]) == 0
+    assert main([*CALIBRATED, "--out", "plain"]) == 0
+    assert yaml.safe_load(Path("plain/run.yaml").read_text())["calibration"] == {}
+    run, says, plain = (read_volume(f"{name}/volume.ome.tif") for name in ("run", "says", "plain"))
+    np.testing.assert_array_equal(run, says)
+    assert np.abs(run - plain).max() > 0.1 * np.abs(plain).max()
+    losses = [[row["loss"] for row in table(Path(name, "history.csv"))] for name in ("run", "says", "plain")]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_resume_takes_the_calibration_up_and_refuses_another(
+    tiny: Path, calibration_options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert main([*CALIBRATED, *calibration_options, "--out", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, 1)
+        assert main([*CALIBRATED, *calibration_options, "--out", "run"]) == 0
+    assert [row["step"] for row in table(Path("run/history.csv"))] == ["1"]
+    shutil.copytree("run", "again")
+    before = files_in(Path("run"))
+    go_on = ["reconstruct", "scan.h5", "--method", "adam", "--out", "run", "--resume"]
+    for other in (
+        ["--calibrate", "optics.overfocus_A=60"],
+        ["--calibrate", "optics.overfocus_A=50"],  # a part of it
+        ["--calibration", "c.yaml"],
+        [*calibration_options, "--calibrate", "thickness_A=1.6"],
+    ):
+        capsys.readouterr()
+        assert main([*go_on, *other]) == 2
+        shown = capsys.readouterr()
+        assert (shown.out, shown.err.count("\n")) == ("", 1)
+        assert "the calibration given is not that of the run in run; leave it out to go on" in shown.err
+    assert files_in(Path("run")) == before
+
+    Path("c.yaml").rename("elsewhere.yaml")
+    assert main(go_on) == 0
+    same = ["--calibrate", "optics.overfocus_A=50", "--calibration", "elsewhere.yaml"]
+    assert main([*CALIBRATED, *same, "--out", "again", "--resume"]) == 0
+    for name in ("run", "again"):
+        record = yaml.safe_load(Path(name, "run.yaml").read_text())
+        assert (record["status"], record["calibration"]) == ("finished", CALIBRATION)
+        assert without_time(table(Path(name, "history.csv"))) == without_time(table(Path("whole/history.csv")))
+        np.testing.assert_array_equal(read_volume(f"{name}/volume.ome.tif"), read_volume("whole/volume.ome.tif"))
+
+
 def test_the_demo_ends_with_a_report(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """The demo itself, of a smaller scan and in two steps."""
     small = SimulationConfig(Optics(overfocus_A=60.0), scan_shape=(3, 3), detector_pixels=64, thickness_A=4.8)
@@ -341,6 +423,21 @@ BAD_INPUT: list[tuple[Sequence[str], str]] = [
     ((*RECONSTRUCT, "--config", "typo.yaml"), "unknown field 'iterationz'"),
     ((*RECONSTRUCT, "--config", "broken.yaml"), "broken.yaml: not valid YAML"),
     ((*RECONSTRUCT, "--config", "none.yaml"), "none.yaml: cannot be read"),
+    (
+        (*RECONSTRUCT, "--calibrate", "optics.overfocus=50"),
+        "unknown field 'overfocus' of Optics; did you mean 'overfocus_A'?",
+    ),
+    (
+        (*RECONSTRUCT, "--calibrate", "scan_step=0.5"),
+        "unknown field 'scan_step' of Calibration; did you mean 'scan_step_A'?",
+    ),
+    ((*RECONSTRUCT, "--calibrate", "thickness_A"), "--calibrate thickness_A: expected name=value"),
+    ((*RECONSTRUCT, "--calibrate", "thickness_A=thin"), "calibration: field 'thickness_A': expected a number, got 'thin'"),
+    ((*RECONSTRUCT, "--calibrate", "scan_step_A=0"), "scan_step_A is 0.0; expected more than 0"),
+    ((*RECONSTRUCT, "--calibrate", "optics.semiangle_mrad=90"), "semiangle_mrad 90 is 4.571 1/Å, beyond the detector's"),
+    ((*RECONSTRUCT, "--calibration", "optics.yaml"), "calibration: field 'optics': unknown field 'defocus' of Optics"),
+    ((*RECONSTRUCT, "--calibration", "broken.yaml"), "broken.yaml: not valid YAML"),
+    ((*RECONSTRUCT, "--calibration", "none.yaml"), "none.yaml: cannot be read"),
     ((*RECONSTRUCT, "--device", "gpu"), "device 'gpu' is not known; choose auto, cpu, cuda, cuda:1 or mps"),
     ((*RECONSTRUCT, "--device", "cuda:99"), "device 'cuda:99' is not here"),
     ((*RECONSTRUCT, "--resume"), "new holds no run (no run.yaml); leave out --resume to start one"),

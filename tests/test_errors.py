@@ -26,18 +26,20 @@ MPS = "MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1.0
         (MemoryError("9 GB"), f"out of memory (9 GB); {SMALLER}"),
         (torch.cuda.OutOfMemoryError(CUDA), f"out of memory ({CUDA}); {SMALLER}"),
         (RuntimeError(MPS), f"out of memory ({MPS}); {SMALLER}"),
-        (RuntimeError("CUDA error: out of memory\nCompile with\nTORCH_USE_CUDA_DSA"), "CUDA error: out of memory); take"),
+        (
+            RuntimeError("CUDA error: out of memory\nCompile with\nTORCH_USE_CUDA_DSA"),
+            f"out of memory (CUDA error: out of memory); {SMALLER}",
+        ),
         (OSError(errno.ENOSPC, "No space left on device"), f"[Errno {errno.ENOSPC}] No space left on device; {DISK}"),
-        (PermissionError(errno.EACCES, "Permission denied", "run"), f"Permission denied: 'run'; {DISK}"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "run"),
+            f"[Errno {errno.EACCES}] Permission denied: 'run'; {DISK}",
+        ),
         (OSError("Unable  to\tsynchronously open file\n(truncated)"), f"Unable to synchronously open file; {DISK}"),
     ],
 )
 def test_what_a_person_can_do_something_about_is_one_line(error: Exception, line: str) -> None:
-    said = explain(error)
-    assert said is not None
-    assert line in said
-    assert "\n" not in said
-    assert said.startswith(("out of memory (", line[:5]))
+    assert explain(error) == line
 
 
 def test_too_large_arrays_are_explained_as_numpy_and_torch_word_it() -> None:
@@ -56,7 +58,7 @@ def test_too_large_arrays_are_explained_as_numpy_and_torch_word_it() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OSError) as error:  # noqa: PT011
+    with pytest.raises(OSError) as error:
         (tmp_path / "none.tif").read_bytes()
     said = explain(error.value)
     assert said is not None

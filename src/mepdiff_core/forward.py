@@ -408,7 +408,8 @@ def predict_pattern(
         window = torch.as_tensor(np.array(volume[:, y : y + n, x : x + n], np.float32))
         transmission = torch.polar(torch.ones_like(window), window)[None]
         pattern = waves.intensity(waves.exit_spectrum(transmission, np.zeros(1, np.int64))[0])[0, 0]
-    return torch.fft.fftshift(pattern).numpy()
+    result: npt.NDArray[np.float32] = torch.fft.fftshift(pattern).numpy()
+    return result
 
 
 def upsample(volume: Tensor, factor: int) -> Tensor:

@@ -7,7 +7,11 @@ from typing import Any
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
-STEPS = ("Load scan", "Optics and scan", "Reconstruct")
+from napari_mepdiff._load import LoadScan
+from napari_mepdiff._optics import OpticsAndScan
+from napari_mepdiff._reconstruct import Reconstruct
+
+STEPS = {"Load scan": LoadScan, "Optics and scan": OpticsAndScan, "Reconstruct": Reconstruct}
 
 
 class AllSteps(QWidget):
@@ -29,11 +33,15 @@ class AllSteps(QWidget):
 
 
 def open_all_steps(viewer: Any) -> list[Any]:
-    """Dock the steps as tabs, the first in front; returns their widgets."""
-    made = [
-        viewer.window.add_plugin_dock_widget("napari-mepdiff", name, tabify=number > 0) for number, name in enumerate(STEPS)
-    ]
-    for dock, _ in made:
-        dock.show()
-    made[0][0].raise_()
-    return [widget for _, widget in made]
+    """Dock the steps as tabs, the first in front; steps that are there already stay. Returns their widgets."""
+    widgets: list[Any] = []
+    for name, make in STEPS.items():
+        title = f"{name} (MEP-Diffusion)"  # as napari's menu calls it, so that both mean the same dock
+        widget = viewer.window.dock_widgets.get(title)
+        if widget is None:
+            widget = make(viewer)
+            viewer.window.add_dock_widget(widget, name=title, tabify=bool(widgets))
+        widget.parent().show()
+        widgets.append(widget)
+    widgets[0].parent().raise_()
+    return widgets

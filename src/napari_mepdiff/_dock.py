@@ -57,6 +57,7 @@ class Dock(QWidget):
         if parent is None or parent is self._watched:
             return
         self._watched = parent
+        parent.setWindowTitle(parent.windowTitle().partition(" (")[0])  # a short name for its tab
         clean_up, mine = self._clean_up, weakref.ref(self)
 
         def closed(*_: object) -> None:

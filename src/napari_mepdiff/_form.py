@@ -9,9 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import yaml
-from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QLabel, QLineEdit, QWidget
-from superqt import QCollapsible
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QLabel, QLineEdit, QToolButton, QVBoxLayout, QWidget
 
 from mepdiff_core.config import describe, from_dict, to_dict
 from mepdiff_core.errors import InputError
@@ -129,6 +128,42 @@ def make_field(name: str, hint: Any) -> Field:
     return CheckField() if hint is bool else TextField(name, hint)
 
 
+class Section(QWidget):
+    """A heading that folds what is under it away."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.heading = QToolButton()
+        self.heading.setText(title)
+        self.heading.setCheckable(True)
+        self.heading.setAutoRaise(True)
+        self.heading.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self.heading.setStyleSheet("QToolButton { border: none; font-weight: bold; background: transparent; }")
+        self.heading.clicked.connect(lambda *_: self.unfold(self.heading.isChecked()))
+        self._layout = QVBoxLayout(self)
+        self._layout.setContentsMargins(0, 0, 0, 0)
+        self._layout.setSpacing(2)
+        self._layout.addWidget(self.heading)
+        self._content: QWidget | None = None
+        self.unfold(False)
+
+    def set_content(self, content: QWidget) -> None:
+        """Put this under the heading, in place of what was there."""
+        if self._content is not None:
+            self._layout.removeWidget(self._content)
+            self._content.deleteLater()
+        self._content = content
+        self._layout.addWidget(content)
+        content.setVisible(self.heading.isChecked())
+
+    def unfold(self, unfolded: bool) -> None:
+        """Show what is under the heading, or not."""
+        self.heading.setChecked(unfolded)
+        self.heading.setArrowType(Qt.ArrowType.DownArrow if unfolded else Qt.ArrowType.RightArrow)
+        if self._content is not None:
+            self._content.setVisible(unfolded)
+
+
 class ConfigForm(QWidget):
     """A config as rows to fill in.
 
@@ -168,6 +203,7 @@ class ConfigForm(QWidget):
         self._layout.setVerticalSpacing(4)
         self._layout.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         self._add_rows(self._layout, default, "")
+        self._rows_end = self._layout.rowCount()
         self._message = QLabel()
         self._message.setObjectName("form_error")
         self._message.setWordWrap(True)
@@ -176,6 +212,11 @@ class ConfigForm(QWidget):
         self._layout.addRow(self._message)
         self.error = ""
         self.set_value(default)
+
+    def add_row(self, label: str, widget: QWidget) -> None:
+        """A row of another kind, after those of the config."""
+        self._layout.insertRow(self._rows_end, QLabel(label), widget)
+        self._rows_end += 1
 
     def value(self) -> Any:
         """The config.
@@ -276,10 +317,9 @@ class ConfigForm(QWidget):
         rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         body = QWidget()
         body.setLayout(rows)
-        section = QCollapsible(title)
-        section.setDuration(0)
-        section.setContent(body)
-        section.expand(animate=False) if opened else section.collapse(animate=False)
+        section = Section(title)
+        section.set_content(body)
+        section.unfold(opened)
         layout.addRow(section)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyqtgraph as pg
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QGridLayout, QHBoxLayout, QLineEdit, QPushButton
 
 from mepdiff_core.errors import InputError
@@ -171,8 +172,13 @@ class LoadScan(Dock):
         self.inner.place((0.0, 0.0), min(1.1 * k, 0.9 * outer))
         self.outer.place((0.0, 0.0), outer)
         self._looker.ask(scan)
+        QTimer.singleShot(0, self._fit_view)  # the truth's layer comes after the one that was met here
         self._detectors_moved()
         self._show_pattern()
+
+    def _fit_view(self) -> None:
+        if self._viewer.layers:
+            self._viewer.reset_view()
 
     def _have_looked(self, scan: Scan, looked: Any) -> None:
         if scan is not self.session.scan_in_file:

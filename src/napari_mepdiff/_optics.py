@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyqtgraph as pg
-from qtpy.QtWidgets import QFileDialog, QFormLayout, QGridLayout, QHBoxLayout, QLabel, QProgressBar, QSpinBox
+from qtpy.QtWidgets import QFileDialog, QGridLayout, QHBoxLayout, QProgressBar, QSpinBox
 
 from mepdiff_core.calibration import Calibration, calibrate, calibration_of
 from mepdiff_core.config import check, dump_yaml, from_dict, merge, read_yaml, to_dict
@@ -76,18 +76,15 @@ class OpticsAndScan(Dock):
         )
         self.form.value_changed.connect(self._edited)
         self.column.addWidget(self.form)
-        rows = QFormLayout()
-        rows.setContentsMargins(0, 0, 0, 0)
         self.slices = QSpinBox()
         self.slices.setRange(1, 1000)
         self.slices.setToolTip("<qt>How many slices the reconstruction cuts the specimen into.</qt>")
         self.slices.valueChanged.connect(lambda _: self._edited())
-        rows.addRow(QLabel("slices"), self.slices)
+        self.form.add_row("slices", self.slices)
         self.dose = TextField("dose_e_per_A2", float | None, missing="needs a raster")
         self.dose.setToolTip("<qt>Electrons per Å² of specimen; sets the electrons per pattern by the scan step.</qt>")
         self.dose.edited.connect(self._dose_edited)
-        rows.addRow(QLabel("dose"), self.dose)
-        self.column.addLayout(rows)
+        self.form.add_row("dose", self.dose)
         self.derived = words()
         self.column.addWidget(self.derived)
 
@@ -143,6 +140,7 @@ class OpticsAndScan(Dock):
             self.source.setText("No scan yet: load one in Load scan, drop a file, or File > Open Sample.")
             return
         assert session.path is not None
+        assert session.calibration is not None
         if self._form_value() != session.calibration:
             self.form.set_value(session.calibration)
         self.slices.blockSignals(True)

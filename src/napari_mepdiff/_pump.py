@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -13,8 +14,12 @@ from mepdiff_core.jobs import Job
 Q = TypeVar("Q")
 
 
+DRAW_SHARE = 0.05
+"""Part of the main thread's time that drawing states may take; where drawing is slow, fewer are drawn."""
+
+
 class Pump(QObject):
-    """Looks at a job some times a second and tells what is new.
+    """Looks at a job some times a second and tells what is new; a window that draws slowly gets fewer states, not a freeze.
 
     Attributes:
         records: signal; the records of all states since the last look, a list.
@@ -31,6 +36,10 @@ class Pump(QObject):
         self.job: Job[Any, Any] | None = None
         self._timer = QTimer(self)
         self._timer.timeout.connect(self.look)
+        self._painted = QTimer(self)  # of no time: Qt comes to it after it has painted what was asked for
+        self._painted.setSingleShot(True)
+        self._painted.timeout.connect(self._drawn)
+        self._began = self._draw_after = 0.0
 
     def follow(self, job: Job[Any, Any], rate_hz: float) -> None:
         """Look at this job from now on."""
@@ -43,15 +52,23 @@ class Pump(QObject):
         if job is None:
             return
         over = job.ended  # asked first: what came before the end is told before it
-        records, state = job.take_records(), job.take()
-        if records:
-            self.records.emit(records)
-        if state is not None:
-            self.state.emit(state)
+        began = time.monotonic()
+        if over or began >= self._draw_after:
+            records, state = job.take_records(), job.take()
+            if records:
+                self.records.emit(records)
+            if state is not None:
+                self.state.emit(state)
+                self._began = began
+                self._painted.start(0)
         if over:
             self._timer.stop()
             self.job = None
             self.ended.emit(job)
+
+    def _drawn(self) -> None:
+        now = time.monotonic()
+        self._draw_after = now + (now - self._began) * (1 / DRAW_SHARE - 1)
 
 
 class Answerer(QObject, Generic[Q]):

@@ -59,3 +59,13 @@ def _factor(given: str, unit: str) -> float:
         return float(registry.Quantity(1, spelled).to(_PINT[unit]).magnitude)
     except Exception as error:  # pint raises many kinds, some of them from its tokenizer
         raise InputError(f"'{given}' is no unit that converts to {unit}") from error
+
+
+def show_duration(seconds: float) -> str:
+    """A time as people say it: "45 s", "3 min 20 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if seconds >= 1 or seconds == 0 else f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,137 @@
+"""Does the window stay alive while a job streams states, and what does the window cost the job?
+
+A synthetic method yields some 200 states a second of the sample scan's volume (each step transforms the volume, as a
+reconstruction would). The same job runs alternately headless, and in the window's Reconstruct dock while a timer of 5 ms
+notes when the main thread comes to it. Printed: the gaps between those beats, and the job's time in the window over its time
+alone, pair by pair, with the slices shown (2D) and the volume (3D).
+
+    xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/heartbeat.py
+
+Without a graphics card Xvfb draws on the CPU, with all cores: then the 3D view competes with the job for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+STATES = 1500
+
+
+def synthetic(scan: Any, config: Any, device: Any, start: Any, checkpoint: Any) -> Iterator[Any]:
+    """States of a volume that grows towards the truth, each after some milliseconds of work."""
+    import numpy as np
+    import torch
+
+    from mepdiff_core.states import State
+
+    truth = torch.as_tensor(np.array(scan.truth.phase))
+    began = time.perf_counter()
+    for step in range(1, config.iterations + 1):
+        volume = truth * (step / config.iterations)
+        for _ in range(3):
+            volume = torch.fft.irfft2(torch.fft.rfft2(volume), s=volume.shape[-2:])
+        yield State(
+            step=step,
+            total=config.iterations,
+            volume=volume.numpy(),
+            loss=1 / step,
+            seconds=time.perf_counter() - began,
+            volume_step=step,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3, help="headless and window runs, in turn")
+    parser.add_argument("--states", type=int, default=STATES)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["NAPARI_CONFIG"] = f"{folder}/settings.yaml"
+        measure(folder, arguments.pairs, arguments.states)
+
+
+def measure(folder: str, pairs: int, states: int) -> None:
+    import napari
+    import numpy as np
+    import torch
+    from qtpy.QtCore import QEventLoop, QTimer
+
+    from mepdiff_core.jobs import Job
+    from mepdiff_core.reconstruction import METHODS, Method
+    from mepdiff_core.scan import load_scan
+    from mepdiff_core.settings import AdamConfig
+    from napari_mepdiff._all_steps import open_all_steps
+    from napari_mepdiff._preferences import preferences
+    from napari_mepdiff._sample_data import SAMPLE
+
+    torch.set_num_threads(1)
+    config = AdamConfig(iterations=states)
+    METHODS["synthetic"] = Method("a benchmark", config, synthetic)
+    viewer = napari.Viewer(show_welcome_screen=False)
+    preferences().runs_folder = f"{folder}/runs"
+    preferences().threads = 1
+    viewer.open_sample("napari-mepdiff", "strontium_titanate")
+    load, _, dock = open_all_steps(viewer)
+    dock.parent().raise_()
+    load.confirm.click()
+    dock.method.setCurrentText("synthetic")
+    beats: list[float] = []
+    timer = QTimer()
+    timer.timeout.connect(lambda: beats.append(time.perf_counter()))
+    scan = load_scan(SAMPLE)
+
+    def headless() -> float:
+        job: Job[Any, Any] = Job(lambda: synthetic(scan, config, None, None, None), lambda s: s.step)
+        began = time.perf_counter()
+        job.start()
+        job.join()
+        return time.perf_counter() - began
+
+    def spin(until: Any) -> None:
+        """Qt's own event loop, as in a running window."""
+        loop, looking = QEventLoop(), QTimer()
+        looking.timeout.connect(lambda: loop.quit() if until() else None)
+        looking.start(50)
+        loop.exec()
+
+    def in_window() -> tuple[float, np.ndarray]:
+        dock.run()
+        spin(lambda: len(dock._rows) > 0)
+        job, first = dock.job, dock._rows[-1]
+        beats.clear()
+        timer.start(5)
+        spin(lambda: dock._rows[-1][0] == states or job.ended)
+        timer.stop()
+        last = dock._rows[-1]
+        gaps = 1e3 * np.diff(beats)
+        seconds = (last[4] - first[4]) / (last[0] - first[0]) * states
+        spin(lambda: dock.job is None)
+        while len(viewer.layers) > 2:
+            viewer.layers.pop()
+        return seconds, gaps
+
+    headless(), in_window()
+    print(
+        f"{'view':>5} {'alone s':>8} {'window s':>9} {'ratio':>6} {'states/s':>9} {'gap ms: median':>15} {'p95':>6} {'max':>7}"
+    )
+    for dimensions in (2, 3):
+        for _ in range(pairs):
+            alone = headless()
+            viewer.dims.ndisplay = dimensions
+            dock._look_in_3d = lambda: None
+            seconds, gaps = in_window()
+            numbers = f"{np.median(gaps):15.1f} {np.percentile(gaps, 95):6.1f} {gaps.max():7.1f}"
+            print(
+                f"{dimensions:>4}D {alone:8.2f} {seconds:9.2f} {seconds / alone:6.3f} {states / seconds:9.0f} {numbers}",
+                flush=True,
+            )
+    viewer.close()
+
+
+if __name__ == "__main__":
+    main()
