@@ -116,9 +116,7 @@ def measure(folder: str, pairs: int, states: int) -> None:
         return seconds, gaps
 
     headless(), in_window()
-    print(
-        f"{'view':>5} {'alone s':>8} {'window s':>9} {'ratio':>6} {'states/s':>9} {'gap ms: median':>15} {'p95':>6} {'max':>7}"
-    )
+    print(" view  alone s  window s  ratio  states/s  gap ms: median    p95     max")
     for dimensions in (2, 3):
         for _ in range(pairs):
             alone = headless()

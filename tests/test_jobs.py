@@ -545,7 +545,7 @@ def test_a_hundred_jobs_leave_no_threads_and_no_arrays() -> None:
     threads = set(threading.enumerate())
     errors: list[BaseException | None] = []
     gc.collect()
-    gc.freeze()  # every job ends with a collection; it need not walk through torch a hundred times
+    gc.freeze()  # a hundred collections need not walk through torch
     try:
         for index in range(100):
             run(index, errors)
@@ -558,20 +558,51 @@ def test_a_hundred_jobs_leave_no_threads_and_no_arrays() -> None:
 
 
 def test_an_ended_job_holds_its_last_state_alone() -> None:
+    """Neither the states before it nor the scan that the loop was made from."""
     arrays: list[weakref.ref[Any]] = []
 
-    def loop() -> Iterator[State]:
-        for step in range(1, 6):
-            volume = np.full((2, 8, 8), step, np.float32)
-            arrays.append(weakref.ref(volume))
-            yield State(step, 5, volume, 0.0, 0.0, step)
+    def run() -> Job[State, int]:
+        scan = np.zeros((9, 8, 8))
+        arrays.append(weakref.ref(scan))
 
-    job = finished(loop, lambda state: state.step)
+        def loop() -> Iterator[State]:
+            for step in range(1, 5):
+                volume = np.full((2, 8, 8), step + scan.max(), np.float32)
+                arrays.append(weakref.ref(volume))
+                yield State(step, 4, volume, 0.0, 0.0, step)
+
+        return finished(loop, lambda state: state.step)
+
+    job = run()
     gc.collect()
     assert [array() is not None for array in arrays] == [False, False, False, False, True]
-    assert job.take().volume[0, 0, 0] == 5
+    assert job.take().volume[0, 0, 0] == 4
     gc.collect()
     assert arrays[-1]() is None
+
+
+def test_the_gpu_has_its_memory_back_before_the_job_says_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays in reference cycles too; the next job may need all of it."""
+    given_back: list[tuple[bool, bool]] = []
+    arrays: list[weakref.ref[Any]] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append((job.ended, arrays[0]() is None)))
+
+    def loop() -> Iterator[int]:
+        cycle: list[Any] = [np.zeros(1000)]
+        cycle.append(cycle)
+        arrays.append(weakref.ref(cycle[0]))
+        yield 1
+
+    job: Job[int, int] = Job(loop, same)
+    gc.disable()
+    try:
+        job.start()
+        assert job.join(LONG_S)
+    finally:
+        gc.enable()
+    assert given_back == [(False, True)]
+    assert job.status == "finished"
 
 
 # the real thing

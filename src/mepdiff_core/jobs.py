@@ -143,13 +143,14 @@ class Job(Generic[S, R]):
 
 def free_device_memory() -> None:
     """Give back what torch holds for later on CUDA or MPS devices, if torch is here at all."""
-    gc.collect()
     torch = sys.modules.get("torch")
     if torch is None:
         return
     if torch.cuda.is_initialized():
+        gc.collect()  # takes the interpreter for some tenths of a second: only where memory is scarce
         torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
+    elif torch.backends.mps.is_available():
+        gc.collect()
         torch.mps.empty_cache()
 
 

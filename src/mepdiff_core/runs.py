@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -9,7 +10,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ class RunFolder:
         path = self.path / "checkpoint.safetensors"
         return load_arrays(path) if path.exists() else None
 
-    def follow(self, states: Iterator[State]) -> Iterator[State]:
+    def follow(self, states: Iterator[State]) -> Generator[State]:
         """Pass the states on, keeping history, volume and checkpoint on disk; whatever happens, the last state is saved.
 
         A new run whose input is refused before its first state leaves nothing behind.
@@ -250,9 +251,11 @@ class Run:
         finished = self.folder.record["status"] == "finished"
         loop = METHODS[self.method].run(self.scan, self.config, self.device, self._start, self._checkpoint)
         volume: npt.NDArray[np.floating] | None = None
-        for state in self.folder.follow(iter(()) if finished else loop):
-            volume = state.volume
-            yield state
+        # closed here and now: what its last save may have to say is not to be lost to the garbage collector
+        with contextlib.closing(self.folder.follow(iter(()) if finished else loop)) as states:
+            for state in states:
+                volume = state.volume
+                yield state
         if volume is None:
             volume = read_volume(self.folder.path / "volume.ome.tif")
         row = self.folder.history[-1]

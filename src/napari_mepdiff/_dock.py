@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from napari.utils.notifications import show_error, show_warning
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication, QDockWidget, QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from mepdiff_core.errors import explain
@@ -39,7 +39,6 @@ class Dock(QWidget):
         outer.addWidget(area)
         self.setMinimumWidth(WIDTH)
         self._clean_up: Callable[[], None] = lambda: None
-        self._watched: QDockWidget | None = None
 
     def on_close(self, clean_up: Callable[[], None]) -> None:
         """Call this once the dock or the window is closed; it must not hold the dock itself."""
@@ -48,15 +47,16 @@ class Dock(QWidget):
         if application is not None:
             application.aboutToQuit.connect(clean_up)
 
-    def showEvent(self, event: Any) -> None:
+    def event(self, event: Any) -> bool:
         """Qt's word that the widget has come into a dock: napari removes a closed dock and leaves its widget behind."""
-        super().showEvent(event)
+        if event.type() == QEvent.Type.ParentChange:
+            self._watch()
+        return bool(super().event(event))
+
+    def _watch(self) -> None:
         parent = self.parent()
-        while parent is not None and not isinstance(parent, QDockWidget):
-            parent = parent.parent()
-        if parent is None or parent is self._watched:
+        if not isinstance(parent, QDockWidget):
             return
-        self._watched = parent
         parent.setWindowTitle(parent.windowTitle().partition(" (")[0])  # a short name for its tab
         clean_up, mine = self._clean_up, weakref.ref(self)
 
@@ -81,9 +81,9 @@ def words(text: str = "") -> QLabel:
     """Text that wraps and can be copied."""
     label = QLabel(text)
     label.setWordWrap(True)
-    label.setTextInteractionFlags(
-        Qt.TextInteractionFlag.TextSelectableByMouse | Qt.TextInteractionFlag.LinksAccessibleByMouse
-    )
+    flags = Qt.TextInteractionFlag
+    label.setTextInteractionFlags(flags.TextSelectableByMouse | flags.LinksAccessibleByMouse)
+    label.setOpenExternalLinks(True)
     return label
 
 

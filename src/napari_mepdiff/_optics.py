@@ -81,6 +81,7 @@ class OpticsAndScan(Dock):
         self.slices.setToolTip("<qt>How many slices the reconstruction cuts the specimen into.</qt>")
         self.slices.valueChanged.connect(lambda _: self._edited())
         self.form.add_row("slices", self.slices)
+        self._typing_dose = False
         self.dose = TextField("dose_e_per_A2", float | None, missing="needs a raster")
         self.dose.setToolTip("<qt>Electrons per Å² of specimen; sets the electrons per pattern by the scan step.</qt>")
         self.dose.edited.connect(self._dose_edited)
@@ -106,9 +107,12 @@ class OpticsAndScan(Dock):
         self.fit = button("Fit probe", "Fit the probe to this scan, together with its specimen.", self._fit)
         row.addWidget(self.passes)
         row.addWidget(self.fit, 1)
-        self.load_probe = button("Load…", "Use a probe file that mepdiff has written.", self._load_probe)
+        self.column.addLayout(row)
+        row = QHBoxLayout()
+        self.load_probe = button("Load probe…", "Use a probe file that mepdiff has written.", self._load_probe)
         row.addWidget(self.load_probe)
-        self.drop_probe = button("Of optics", "Put the fitted probe aside.", lambda: self.session.set_probe(None))
+        drop = "Put the fitted or loaded probe aside and use the one the scan or its optics give."
+        self.drop_probe = button("Without it", drop, lambda: self.session.set_probe(None))
         row.addWidget(self.drop_probe)
         self.column.addLayout(row)
         self.progress = QProgressBar()
@@ -147,7 +151,7 @@ class OpticsAndScan(Dock):
         self.slices.setValue(session.slices)
         self.slices.blockSignals(False)
         self.dose.setEnabled(session.calibration.scan_step_A is not None)
-        if not self.dose.hasFocus():
+        if not self._typing_dose:
             self.dose.set_value(session.calibration.dose_e_per_A2)
         changed = " with your corrections" if session.calibration_changes() else " as its file says"
         self.source.setText(f"{session.path.name},{changed}.")
@@ -176,8 +180,10 @@ class OpticsAndScan(Dock):
             return
         self.dose.setStyleSheet("")
         if calibration is not None and calibration.scan_step_A is not None and dose is not None:
+            self._typing_dose = True  # or the field would be filled in again under the person's hands
             self.form.set_value(replace(calibration, electrons_per_pattern=dose * calibration.scan_step_A**2))
             self._edited()
+            self._typing_dose = False
 
     def _draw(self) -> None:
         scan, calibration = self.session.scan(), self.session.calibration

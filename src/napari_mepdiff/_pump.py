@@ -17,6 +17,8 @@ Q = TypeVar("Q")
 DRAW_SHARE = 0.05
 """Part of the main thread's time that drawing states may take; where drawing is slow, fewer are drawn."""
 
+LONGEST_WAIT_S = 1.0
+
 
 class Pump(QObject):
     """Looks at a job some times a second and tells what is new; a window that draws slowly gets fewer states, not a freeze.
@@ -68,7 +70,7 @@ class Pump(QObject):
 
     def _drawn(self) -> None:
         now = time.monotonic()
-        self._draw_after = now + (now - self._began) * (1 / DRAW_SHARE - 1)
+        self._draw_after = now + min(LONGEST_WAIT_S, (now - self._began) * (1 / DRAW_SHARE - 1))
 
 
 class Answerer(QObject, Generic[Q]):

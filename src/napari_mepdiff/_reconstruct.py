@@ -435,7 +435,7 @@ class Reconstruct(Dock):
 
     def _layer_removed(self, event: Any) -> None:
         volume = self._volume
-        if volume is None or event.value is not volume.layer:
+        if volume is None or event.value != volume.layer:  # napari may hand out proxies: the same, not identical
             return
         self.show_button.show()
         if self.job is not None and not self._told_of_removal:
