@@ -44,6 +44,10 @@ class Calibration:
             value = getattr(self, name)
             check(value is None or 0 < value < math.inf, f"{name} is {value}; expected more than 0")
         check(
+            self.scan_rotation_deg is None or math.isfinite(self.scan_rotation_deg),
+            f"scan_rotation_deg is {self.scan_rotation_deg}; expected a number",
+        )
+        check(
             (self.scan_step_A is None) == (self.scan_rotation_deg is None),
             f"scan_step_A is {self.scan_step_A} and scan_rotation_deg is {self.scan_rotation_deg}; give both or neither",
         )
@@ -57,7 +61,9 @@ class Calibration:
 def calibration_of(scan: Scan) -> Calibration:
     """The calibration that a scan has."""
     step, rotation = find_raster(scan.positions_A, scan.shape) or (None, None)
-    return Calibration(scan.optics, step, rotation, scan.k_step_invA, scan.electrons_per_pattern, scan.thickness_A)
+    thickness = None if scan.thickness_A is None else float(scan.thickness_A)
+    k_step, electrons = float(scan.k_step_invA), float(scan.electrons_per_pattern)
+    return Calibration(scan.optics, step, rotation, k_step, electrons, thickness)
 
 
 def calibrate(scan: Scan, changes: Calibration | Mapping[str, Any]) -> Scan:
@@ -84,12 +90,12 @@ def calibrate(scan: Scan, changes: Calibration | Mapping[str, Any]) -> Scan:
     if changes == now:
         return scan
     positions = scan.positions_A
-    if (changes.scan_step_A, changes.scan_rotation_deg) != (now.scan_step_A, now.scan_rotation_deg):
+    raster = (changes.scan_step_A, changes.scan_rotation_deg)
+    if changes.scan_step_A is not None and raster != (now.scan_step_A, now.scan_rotation_deg):
         check(
-            now.scan_step_A is not None and changes.scan_step_A is not None,
+            now.scan_step_A is not None,
             "the scan's positions are no raster of one step; leave scan_step_A and scan_rotation_deg out",
         )
-        assert changes.scan_step_A is not None
         assert changes.scan_rotation_deg is not None
         positions = scan.positions_A[0] + raster_positions(scan.shape, changes.scan_step_A, changes.scan_rotation_deg)
     same_probe = changes.optics == now.optics and changes.k_step_invA == now.k_step_invA
@@ -118,7 +124,7 @@ def find_raster(positions_A: npt.NDArray[np.float64], shape: tuple[int, int]) ->
     rotation = math.degrees(math.atan2(fast[0], fast[1]))
     if step == 0:
         return None
-    # whole numbers of picometres and millidegrees, where the positions are just that
+    # the round numbers a person gave, where the positions are just that
     for candidate in ((round(step, 6), round(rotation, 6) + 0.0), (step, rotation)):
         expected = positions_A[0] + raster_positions(shape, *candidate)
         if np.abs(positions_A - expected).max() <= 1e-3 * step:

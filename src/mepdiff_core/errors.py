@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
 
 class InputError(ValueError):
     """What the user gave cannot be used. The command line answers with exit code 2."""
@@ -17,9 +19,9 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     words = " ".join(str(error).split("\n")[0].split())
     # torch says so in words alone, on the CPU as on a GPU
-    memory = isinstance(error, RuntimeError) and ("out of memory" in str(error) or "can't allocate memory" in str(error))
+    memory = isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
     if isinstance(error, MemoryError) or memory:
-        return f"out of memory ({words}); take fewer patterns, slices or a smaller window"
+        return f"out of memory{f' ({words})' if words else ''}; take fewer patterns, slices or a smaller window"
     if isinstance(error, OSError):
-        return f"{words}; check the path, its permissions and the disk"
+        return f"{words or type(error).__name__}; check the path, its permissions and the disk"
     return None

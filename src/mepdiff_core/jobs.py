@@ -109,14 +109,21 @@ class Job(Generic[S, R]):
             if not self._iterate():
                 end = "stopped"
         except BaseException as error:
-            end = "failed"
-            self.details = traceback.format_exc()
-            _drop_frames(error)
-            self.error = error
-        free_device_memory()
+            end = self._failed(error)
+        try:
+            free_device_memory()
+        except Exception as error:  # a device that has failed cannot even free its memory
+            end = self._failed(error)
         with self._changed:
             self.status = end
             self._changed.notify_all()
+
+    def _failed(self, error: BaseException) -> Status:
+        if self.error is None:
+            self.details = traceback.format_exc()
+            _drop_frames(error)
+            self.error = error
+        return "failed"
 
     def _iterate(self) -> bool:
         """Whether the loop came to its own end."""
@@ -129,6 +136,8 @@ class Job(Generic[S, R]):
             close = getattr(loop, "close", None)
             if close is not None:
                 stack.callback(close)
+            if self._cancelled.is_set():
+                return False
             for state in loop:
                 record = self._record(state)
                 with self._changed:
@@ -155,9 +164,13 @@ def free_device_memory() -> None:
 
 
 def _drop_frames(error: BaseException) -> None:
-    seen: BaseException | None = error
-    while seen is not None:
-        if seen.__traceback__ is not None:
-            traceback.clear_frames(seen.__traceback__)
-            seen.__traceback__ = None
-        seen = seen.__cause__ or seen.__context__
+    """Forget the frames of an error and of all that led to it."""
+    left, seen = [error], set()
+    while left:
+        each = left.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        each.__traceback__ = None
+        inner = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+        left += [e for e in (each.__cause__, each.__context__, *inner) if e is not None]

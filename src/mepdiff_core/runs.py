@@ -182,7 +182,7 @@ class Run:
         calibration: Mapping[str, Any] | None = None,
         resume: bool = False,
     ) -> None:
-        from mepdiff_core.calibration import calibrate
+        from mepdiff_core.calibration import calibrate, calibration_of
         from mepdiff_core.probe import with_probe
         from mepdiff_core.reconstruction import choose_device, method_config, volume_grid
         from mepdiff_core.scan import load_scan
@@ -213,7 +213,7 @@ class Run:
             start, probe = _recorded_file(record, "start", start), _recorded_file(record, "probe", probe)
             kept = record.get("calibration") or {}
             check(
-                not calibration or dict(calibration) == kept,
+                not calibration or calibration_of(calibrate(scan, calibration)) == calibration_of(calibrate(scan, kept)),
                 f"the calibration given is not that of the run in {out}; leave it out to go on, or start another run",
             )
             calibration = kept

@@ -50,11 +50,17 @@ def virtual_image(counts: Counts, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np
 
 
 def counts_histogram(counts: Counts, bins: int = 50) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """How many pixels have how many counts: edges (bins + 1,) and numbers (bins,); whole counts have whole bins."""
+    """How many pixels have how many counts.
+
+    Returns:
+        Edges, one more than there are bins, and numbers. Whole counts have bins of a whole width, at most ``bins`` of them.
+    """
     largest = float(counts.max())
-    whole = counts.dtype.kind in "ui"
-    width = max(1.0, np.ceil((largest + 1) / bins)) if whole else (largest or 1.0) / bins
-    edges = np.arange(int(np.ceil((largest + 1) / width)) + 1) * width - 0.5 if whole else np.arange(bins + 1) * width
+    if counts.dtype.kind in "ui":
+        width = np.ceil((largest + 1) / bins)
+        edges = np.arange(np.ceil((largest + 1) / width) + 1) * width - 0.5
+    else:
+        edges = np.linspace(0, largest or 1.0, bins + 1)
     numbers = np.zeros(len(edges) - 1, np.int64)
     for row in counts:
         numbers += np.histogram(row, edges)[0]
