@@ -1,15 +1,19 @@
-# make demo   a first result, with pictures        make test   everything that must hold
-# Both install what they need into .venv; system libraries are installed with apt when root, else named.
+# make demo     a first result, with pictures        make test   everything that must hold
+# make napari   the window
+# They install what they need into .venv; system libraries are installed with apt when root, else named.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench install system clean
+.PHONY: demo napari test lint bench install system clean
 
 demo: $(STAMP)
 	$(BIN)/mepdiff demo
+
+napari: $(STAMP)
+	$(BIN)/napari
 
 test: $(STAMP)
 	$(BIN)/ruff check .
@@ -24,6 +28,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/forward.py
+	xvfb-run -a -s "-screen 0 1600x1000x24" $(BIN)/python benchmarks/heartbeat.py
 
 install: $(STAMP)
 
@@ -33,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@sh tools/system-libraries.sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev]"
 	@touch $@
 
 system:

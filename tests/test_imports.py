@@ -134,3 +134,37 @@ def test_the_search_for_imports_finds_what_is_there() -> None:
     assert "numpy" in imports_of(PACKAGE / "optics.py")
     assert "h5py" in imports_of(PACKAGE / "scan.py")  # inside a function
     assert len(importers("mepdiff_core")) > 20
+
+
+# the window
+
+
+PLUGIN = PACKAGE.parent / "napari_mepdiff"
+
+
+def test_the_plugin_is_there_at_once() -> None:
+    code = "import json, time\nt = time.perf_counter()\nimport napari_mepdiff\nprint(json.dumps(time.perf_counter() - t))"
+    assert min(in_a_fresh_process(code) for _ in range(5)) < 0.3
+
+
+def test_reader_and_sample_need_neither_qt_nor_torch() -> None:
+    loaded = modules_after("import napari_mepdiff._reader as r, napari_mepdiff._sample_data as s\ns.strontium_titanate()")
+    assert loaded & ({"torch", "matplotlib", "skimage"} | WINDOWS) == set()
+
+
+@pytest.mark.parametrize("binding", ["PyQt5", "PyQt6", "PySide2", "PySide6"])
+def test_qt_is_reached_through_qtpy_alone(binding: str) -> None:
+    assert not [p.name for p in PLUGIN.rglob("*.py") if binding in imports_of(p)]
+
+
+@pytest.mark.parametrize(("library", "file"), [("pint", "_units.py"), ("pyqtgraph", "_plots.py")])
+def test_a_library_of_the_window_is_met_in_one_file(library: str, file: str) -> None:
+    assert {p.name for p in PLUGIN.rglob("*.py") if library in imports_of(p)} == {file}
+
+
+def test_the_manifest_is_valid() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "npe2", "validate", "napari-mepdiff", "--imports"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "valid" in done.stdout

@@ -259,7 +259,7 @@ def test_units_are_understood_and_the_probe_follows(window: Window, small_file: 
     expected = np.abs(make_probe(replace(small_scan.optics, overfocus_A=100.0), 64, small_scan.pixel_size_A)) ** 2
     np.testing.assert_allclose(window.optics.probe.image.image, expected, rtol=1e-3, atol=1e-7)
     window.type(window.optics, "optics.energy_eV", "200 kV")
-    radius = float(np.max(window.optics.circle.getData()[0]))
+    radius = float(np.max(window.optics.aperture.circle.getData()[0]))
     assert radius == pytest.approx(21.4e-3 / 0.025079, rel=1e-3)
     assert window.optics.session.calibration_changes() == {"optics": {"energy_eV": 200e3, "overfocus_A": 100.0}}
     assert "your corrections" in window.optics.source.text()
@@ -272,7 +272,7 @@ def test_units_are_understood_and_the_probe_follows(window: Window, small_file: 
     [
         ("optics.semiangle_mrad", "80", "beyond the detector"),
         ("optics.energy_eV", "12 Å", "no unit that converts to eV"),
-        ("scan_step_A", "-1", "scan_step_A is -1.0; expected more than 0"),
+        ("scan_step_A", "-1", "scan step is -1.0; expected more than 0"),
         ("thickness_A", "twelve", "'twelve' is no number"),
         ("electrons_per_pattern", "0", "expected more than 0"),
     ],

@@ -1,10 +1,24 @@
 #!/bin/sh
 # System libraries that Python wheels do not bring. Debian names; installed when root, else the line to run is printed.
-# Add one as "file-that-shows-it-is-there package"; the window will need its own list here.
+# Add one as "file-that-shows-it-is-there package".
 set -eu
 
 wanted() {
   echo "libgomp.so.1 libgomp1"   # torch and FFTW run in threads with it
+  # Qt and OpenGL of the window
+  echo "libEGL.so.1 libegl1"
+  echo "libGL.so.1 libgl1"
+  echo "libdbus-1.so.3 libdbus-1-3"
+  echo "libfontconfig.so.1 libfontconfig1"
+  echo "libglib-2.0.so.0 libglib2.0-0"
+  echo "libxkbcommon.so.0 libxkbcommon0"
+  # Qt on an X server
+  echo "libxcb-cursor.so.0 libxcb-cursor0"
+  echo "libxcb-icccm.so.4 libxcb-icccm4"
+  echo "libxcb-keysyms.so.1 libxcb-keysyms1"
+  echo "libxkbcommon-x11.so.0 libxkbcommon-x11-0"
+  echo "libxcb-shape.so.0 libxcb-shape0"
+  echo "libxcb-xkb.so.1 libxcb-xkb1"
 }
 
 missing=""
@@ -18,6 +32,8 @@ while read -r file package; do
 done <<LIST
 $(wanted)
 LIST
+# an X server without a screen, and a software OpenGL for it: what the tests of the window run on
+command -v Xvfb >/dev/null || missing="$missing xvfb xauth libgl1-mesa-dri"
 "${PYTHON:-python3}" -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python3-venv"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -252,6 +252,9 @@ class ConfigForm(QWidget):
             except InputError as error:
                 self.error = re.sub(r"^form: (field )?", "", str(error))
                 wrong = {n for n in self.fields if re.search(rf"\b{re.escape(n.rpartition('.')[2])}\b", self.error)}
+        for name in self.fields:  # the rows' own words instead of the names that scripts use
+            last = name.rpartition(".")[2]
+            self.error = re.sub(rf"\b{re.escape(last)}\b", label_of(last), self.error)
         for name, field in self.fields.items():
             field.setStyleSheet(INVALID_STYLE if name in wrong else "")
             meaning = self._tooltip(name)

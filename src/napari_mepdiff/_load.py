@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyqtgraph as pg
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QGridLayout, QHBoxLayout, QLineEdit, QPushButton
 
@@ -16,7 +15,7 @@ from mepdiff_core.scan import Scan, load_scan
 from mepdiff_core.virtual import counts_histogram, detector_mask, mean_pattern, virtual_image
 from napari_mepdiff._dock import Dock, button, heading, notify, words
 from napari_mepdiff._layers import KEY, scan_layers
-from napari_mepdiff._plots import Curves, Pane, follow_theme
+from napari_mepdiff._plots import Curves, Pane, Ring, follow_theme
 from napari_mepdiff._preferences import last_folder, remember_folder
 from napari_mepdiff._pump import Answerer
 from napari_mepdiff._session import session_of
@@ -26,28 +25,6 @@ CONFIRM = "Calibration is right: use this scan"
 BRIGHT, DARK = "#46b1e1", "#f0a030"
 
 Loaded = tuple[Path, Scan, npt.NDArray[np.float64], tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]
-
-
-class Ring(pg.CircleROI):
-    """A circle in 1/Å that a person drags; ``radius`` and ``centre`` as (y, x)."""
-
-    def __init__(self, radius: float, color: str, movable: bool = True) -> None:
-        super().__init__((-radius, -radius), radius=radius, pen=pg.mkPen(color, width=2), movable=movable)
-
-    @property
-    def radius(self) -> float:
-        return float(abs(self.size().x()) / 2)
-
-    @property
-    def centre(self) -> tuple[float, float]:
-        return float(self.pos().y() + self.size().y() / 2), float(self.pos().x() + self.size().x() / 2)
-
-    def place(self, centre: tuple[float, float], radius: float) -> None:
-        """Put it there, without a signal."""
-        self.blockSignals(True)
-        self.setSize((2 * radius, 2 * radius), update=False)
-        self.setPos((centre[1] - radius, centre[0] - radius))
-        self.blockSignals(False)
 
 
 class LoadScan(Dock):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyqtgraph as pg
 from qtpy.QtWidgets import QFileDialog, QGridLayout, QHBoxLayout, QProgressBar, QSpinBox
 
 from mepdiff_core.calibration import Calibration, calibrate, calibration_of
@@ -58,8 +57,6 @@ class OpticsAndScan(Dock):
         self.probe = Pane("probe on the specimen", tip, "inferno")
         tip = "The measured mean pattern (square root of the counts); the circle is the aperture that these values give."
         self.aperture = Pane("aperture over mean pattern", tip)
-        self.circle = pg.PlotCurveItem(pen=pg.mkPen(DISK, width=2))
-        self.aperture.view.addItem(self.circle)
         grid = QGridLayout()
         grid.setSpacing(4)
         for column, pane in enumerate((self.probe, self.aperture)):
@@ -202,15 +199,16 @@ class OpticsAndScan(Dock):
         if self._mean[0] is not self.session.scan_in_file:
             self._mean = (self.session.scan_in_file, np.sqrt(mean_pattern(scan.counts)))
         self.aperture.show_image(self._mean[1], 2 * scan.k_max_invA)
-        self.aperture.title.setText(f"aperture {scan.optics.k_aperture_invA:.3g} 1/Å, mean")
-        angle = np.linspace(0, 2 * np.pi, 91)
+        self.aperture.title.setText("aperture, mean pattern")
         radius = scan.optics.k_aperture_invA
-        self.circle.setData(radius * np.cos(angle), radius * np.sin(angle))
+        self.aperture.show_circle(radius, DISK)
         lines = []
         if calibration.thickness_A is not None:
             lines.append(f"slices of {show_quantity(calibration.thickness_A / self.session.slices, 'Å')}")
-        lines.append(f"wavelength {1e2 * scan.optics.wavelength_A:.4g} pm, pixel {scan.pixel_size_A:.4g} Å")
-        self.derived.setText(", ".join(lines))
+        lines.append(f"wavelength {1e2 * scan.optics.wavelength_A:.4g} pm")
+        lines.append(f"aperture {radius:.4g} 1/Å")
+        lines.append(f"pixel {scan.pixel_size_A:.4g} Å")
+        self.derived.setText(", ".join(line.replace(" ", "\N{NO-BREAK SPACE}") for line in lines))
 
     def _show_probe(self, probe: Any) -> None:
         scan = self.session.scan()

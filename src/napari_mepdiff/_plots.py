@@ -48,6 +48,7 @@ class Pane(QWidget):
         self.view.setMouseEnabled(False, False)
         self.view.setAspectLocked(True)
         self.view.invertY(True)
+        self.circle: Any = None
         self.image = pg.ImageItem(axisOrder="row-major")
         self.image.setColorMap(pg.colormap.get(colormap))
         self.view.addItem(self.image)
@@ -79,6 +80,14 @@ class Pane(QWidget):
             self.image.setRect(rect)
             self.view.setRange(rect, padding=0.02)
 
+    def show_circle(self, radius: float, color: str) -> None:
+        """Draw a circle about the centre, in the unit of the picture's extent; the one before goes."""
+        if self.circle is None:
+            self.circle = pg.PlotCurveItem(pen=pg.mkPen(color, width=2))
+            self.view.addItem(self.circle)
+        angle = np.linspace(0, 2 * np.pi, 91)
+        self.circle.setData(radius * np.cos(angle), radius * np.sin(angle))
+
     def paint(self, theme: str) -> None:
         """Take on the colours of a napari theme."""
         self.view.setBackground(_qcolor(get_theme(theme).background))
@@ -100,6 +109,28 @@ class Pane(QWidget):
         pixel = self._pixel(event.scenePos())
         if pixel is not None:
             self.clicked.emit(*pixel)
+
+
+class Ring(pg.CircleROI):
+    """A circle in 1/Å that a person drags; ``radius`` and ``centre`` as (y, x)."""
+
+    def __init__(self, radius: float, color: str, movable: bool = True) -> None:
+        super().__init__((-radius, -radius), radius=radius, pen=pg.mkPen(color, width=2), movable=movable)
+
+    @property
+    def radius(self) -> float:
+        return float(abs(self.size().x()) / 2)
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return float(self.pos().y() + self.size().y() / 2), float(self.pos().x() + self.size().x() / 2)
+
+    def place(self, centre: tuple[float, float], radius: float) -> None:
+        """Put it there, without a signal."""
+        self.blockSignals(True)
+        self.setSize((2 * radius, 2 * radius), update=False)
+        self.setPos((centre[1] - radius, centre[0] - radius))
+        self.blockSignals(False)
 
 
 class Curves(QWidget):

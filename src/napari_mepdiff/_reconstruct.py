@@ -61,7 +61,7 @@ class Reconstruct(Dock):
         self._volume: VolumeLayer | None = None
         self._last: State | None = None
         self._rows: list[Row] = []
-        self._told_of_removal = False
+        self._told_of_removal = self._started = False
 
         form = QFormLayout()
         form.setContentsMargins(0, 0, 0, 0)
@@ -274,7 +274,7 @@ class Reconstruct(Dock):
 
         job: Job[State, Row] = Job(loop, record, f"mepdiff {request.method}")
         self._made, self._run, self._last = made, None, None
-        self._told_of_removal = False
+        self._told_of_removal, self._started = False, True
         self._name = f"{request.scan.stem}: {request.method}"
         if not resume:
             self._rows, self._volume = [], None
@@ -372,7 +372,7 @@ class Reconstruct(Dock):
         status = self._run.folder.record["status"] if self._run is not None else ""
         self.entries["Save run…"].setEnabled(self._run is not None and self._last is not None)
         self.entries["Continue run"].setEnabled(job is None and status not in ("", "finished", "running"))
-        if job is None and not self._rows:
+        if job is None and not self._started:
             self.status.setText(reason or "Ready.")
         where = self._run.folder.path if self._run is not None else runs_folder()
         self.folder.setText(f"Runs are kept in {breakable(where)}")
