@@ -382,7 +382,49 @@ def test_the_preset_of_one_scan_fits_another() -> None:
     np.testing.assert_array_equal(changed.positions_A[0], (3, -4))
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_preset_without_a_step_leaves_a_raster_alone(whole: bool) -> None:
+    """It comes from a scan whose positions are no raster; they say nothing about those of another."""
+    other = make_scan((3, 4), positions_A=snake(), optics=replace(OPTICS, overfocus_A=9.0), thickness_A=3.0)
+    preset = calibration_of(other)
+    assert (preset.scan_step_A, preset.scan_rotation_deg) == (None, None)
+    scan = make_scan()
+    changed = calibrate(scan, preset if whole else yaml.safe_load(dump_yaml(to_dict(preset))))
+    assert changed.positions_A is scan.positions_A
+    assert calibration_of(changed) == replace(preset, scan_step_A=0.4, scan_rotation_deg=30.0)
+    nothing: dict[str, Any] = {"scan_step_A": None, "scan_rotation_deg": None}
+    for changes in (nothing, replace(calibration_of(scan), **nothing)):
+        assert calibrate(scan, changes).positions_A is scan.positions_A
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
+def test_numpy_scalars_make_a_calibration_of_plain_numbers(kind: type) -> None:
+    """As a script that computed them hands them over."""
+    scan = make_scan(k_step_invA=kind(1), electrons_per_pattern=kind(800), thickness_A=kind(11))
+    now = calibration_of(scan)
+    assert {type(v) for v in (now.k_step_invA, now.electrons_per_pattern, now.thickness_A)} == {float}
+    read = yaml.safe_load(dump_yaml(to_dict(now)))
+    assert from_dict(Calibration, read) == now
+    assert (read["k_step_invA"], read["electrons_per_pattern"], read["thickness_A"]) == (1.0, 800.0, 11.0)
+
+
+@pytest.mark.xfail(strict=True, reason="calibration_of takes the scan's optics over as they are")
+@pytest.mark.parametrize("name", ["energy_eV", "overfocus_A", "aberrations"])
+def test_numpy_scalars_in_the_optics_do_so_too(name: str) -> None:
+    value = {"C12": np.float64(20)} if name == "aberrations" else np.float64(200e3)
+    now = calibration_of(make_scan(optics=replace(OPTICS, **{name: value}), k_step_invA=1.0))
+    assert from_dict(Calibration, yaml.safe_load(dump_yaml(to_dict(now)))) == now
+
+
 # what is refused
+
+
+@pytest.mark.parametrize("rotation", [np.inf, -np.inf, np.nan])
+def test_an_infinite_rotation_is_refused_in_one_line(rotation: float) -> None:
+    with pytest.raises(InputError, match=f"^scan_rotation_deg is {rotation}; expected a number$"):
+        Calibration(scan_step_A=0.5, scan_rotation_deg=rotation)
+    message = refused(make_scan(), {"scan_rotation_deg": rotation})
+    assert message == f"calibration: field 'scan_rotation_deg': expected a number, got {rotation}"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
-"""Crystals: what a CIF file says, what is refused, and boxes cut from cells of every shape."""
+"""Boxes of atoms cut from cells of every shape."""
 
 from __future__ import annotations
 
 from collections import Counter
-from importlib import resources
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -14,146 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from mepdiff_core.crystals import Atoms, Axis, Crystal, cut_box, read_crystal
-from mepdiff_core.errors import InputError
+from mepdiff_core.crystals import Atoms, Axis, Crystal, cut_box
 
 AXES: tuple[Axis, ...] = get_args(Axis)
-CELL = "".join(
-    f"_cell_{name} {{}}\n" for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
-)
-CUBE = CELL.format(4, 4, 4, 90, 90, 90)
-SITES = (
-    "loop_\n_atom_site_label\n_atom_site_type_symbol\n"
-    "_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\n_atom_site_occupancy\n"
-)
-P1 = "_space_group_name_H-M_alt 'P 1'\n"
-STRONTIUM = "Sr1 Sr 0 0 0 1\n"
-OPERATIONS = "loop_\n_space_group_symop_operation_xyz\n"
-
-
-def cif(sites: str = STRONTIUM, symmetry: str = P1, cell: str = CUBE, name: str = "x") -> str:
-    return f"data_{name}\n{cell}{symmetry}{SITES}{sites}"
-
-
-def read_text(folder: Path, text: str) -> Crystal:
-    path = folder / "made.cif"
-    path.write_text(text)
-    return read_crystal(path)
-
-
-# reading
-
-
-def test_symmetry_fills_the_cell_of_strontium_titanate(tmp_path: Path) -> None:
-    sites = "Sr1 Sr 0 0 0 1\nTi1 Ti 0.5 0.5 0.5 1\nO1 O 0.5 0.5 0 1\n"
-    crystal = read_text(tmp_path, cif(sites, "_space_group_name_H-M_alt 'P m -3 m'\n", CELL.format(*[3.905] * 3, *[90] * 3)))
-    assert crystal.name == "made"
-    assert crystal.formula == "O3SrTi"
-    np.testing.assert_allclose(crystal.cell_A, 3.905 * np.eye(3), atol=1e-9)
-    found = {(int(z), *map(float, f)) for z, f in zip(crystal.numbers, crystal.fractional, strict=True)}
-    assert found == {(38, 0, 0, 0), (22, 0.5, 0.5, 0.5), (8, 0.5, 0.5, 0), (8, 0.5, 0, 0.5), (8, 0, 0.5, 0.5)}
-
-
-def test_the_packaged_crystal_is_the_one_built_by_hand(perovskite: Crystal) -> None:
-    with resources.as_file(resources.files("mepdiff_core") / "data" / "SrTiO3.cif") as path:
-        crystal = read_crystal(path)
-    assert crystal.formula == perovskite.formula
-    np.testing.assert_allclose(crystal.cell_A, perovskite.cell_A, atol=1e-9)
-    a, b = (sorted(zip(c.numbers.tolist(), c.fractional.tolist(), strict=True)) for c in (crystal, perovskite))
-    assert a == b
-
-
-def test_listed_operations_are_used_also_where_no_group_has_them(tmp_path: Path) -> None:
-    operations = OPERATIONS + "x,y,z\n-x+1/4,-y,-z\n"
-    crystal = read_text(tmp_path, cif("Sr1 Sr 0.2 0.3 0.1 1\n", operations))
-    np.testing.assert_allclose(sorted(crystal.fractional.tolist()), [[0.05, 0.7, 0.9], [0.2, 0.3, 0.1]], atol=1e-9)
-
-
-def test_rounded_special_positions_are_not_doubled(tmp_path: Path) -> None:
-    """0.3333 stands for a third: the two magnesium atoms of the cell do not become four."""
-    cell = CELL.format(3.2, 3.2, 5.2, 90, 90, 120)
-    crystal = read_text(tmp_path, cif("Mg1 Mg 0.3333 0.6667 0.25 1\n", "_space_group_name_H-M_alt 'P 63/m m c'\n", cell))
-    assert crystal.numbers.tolist() == [12, 12]
-    assert abs(np.linalg.det(crystal.cell_A)) == pytest.approx(3.2**2 * np.sin(np.pi / 3) * 5.2)
-
-
-def test_rows_of_the_cell_are_its_lattice_vectors(tmp_path: Path) -> None:
-    crystal = read_text(tmp_path, cif(cell=CELL.format(4, 5, 6, 70, 80, 95)))
-    a, b, c = crystal.cell_A
-    np.testing.assert_allclose([np.linalg.norm(v) for v in (a, b, c)], [4, 5, 6])
-    angles = [np.degrees(np.arccos(u @ v / np.linalg.norm(u) / np.linalg.norm(v))) for u, v in ((b, c), (a, c), (a, b))]
-    np.testing.assert_allclose(angles, [70, 80, 95])
-    assert np.linalg.det(crystal.cell_A) > 0
-
-
-@pytest.mark.parametrize(
-    ("site", "number"),
-    [("Sr1 Sr2+ 0 0 0 1", 38), ("D1 D 0 0 0 1", 1), ("Sr1 Sr 0.25(3) 0 0 1.0(1)", 38), ("Sr1 Sr 0 0 0 ?", 38)],
-)
-def test_ions_deuterium_uncertainties_and_unstated_occupancy_are_read(tmp_path: Path, site: str, number: int) -> None:
-    assert read_text(tmp_path, cif(site + "\n")).numbers.tolist() == [number]
-
-
-def test_coordinates_are_wrapped_into_the_cell(tmp_path: Path) -> None:
-    crystal = read_text(tmp_path, cif("Sr1 Sr -0.25 1.5 7 1\n"))
-    np.testing.assert_allclose(crystal.fractional, [[0.75, 0.5, 0]], atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (cif("Sr1 Sr 0 0 0 0.5\nCa1 Ca 0 0 0 0.5\n"), "site Sr1 is occupied to 0.5; only ordered crystals"),
-        (cif("Sr1 Sr 0 0 0 0.97\n"), "site Sr1 is occupied to 0.97"),
-        (cif("Sr1 Sr 0 0 0 1\nO1 O ? 0.5 0.5 1\n"), "site O1 has no coordinates"),
-        (cif("Sr1 Sr 0 . 0 1\n"), "site Sr1 has no coordinates"),
-        (f"data_x\n{CUBE}{P1}", "has no atoms"),
-        ("", "has no atoms"),
-        (cif() + cif(name="y"), "holds 2 structures (x, y); split it into files of one each"),
-        (cif() + cif(), "is not a readable CIF file"),
-        ("hello, this is no crystal\n", "is not a readable CIF file"),
-        (cif(""), "has no atoms"),
-        (f"data_x\n{CUBE}{P1}loop_\n_atom_site_fract_x\n0.5\n", "has no atoms"),
-        (cif("Sr1 Sr 0 0 0 1\nO1 O 0.1 0 0 1\n"), "Sr1 and O1 are 0.40 Å apart"),
-        (cif("Sr1 Sr 0 0 0 1\nO1 O 0.9 0 0 1\n"), "Sr1 and O1 are 0.40 Å apart"),
-        (cif("Sr1 Sr 0 0 0 1\nSr2 Sr 0 0 0 1\n"), "Sr1 and Sr2 are 0.00 Å apart"),
-        (cif("Xx1 Xx 0 0 0 1\n"), "site Xx1 is 'Xx', which is no element"),
-        (cif("Q1 Q 0 0 0 1\n"), "site Q1 is 'Q', which is no element"),
-        (cif("Rf1 Rf 0 0 0 1\n"), "site Rf1 is 'Rf', which is no element up to Z = 103"),
-        (cif(symmetry=""), "space group '' is not known and no symmetry operations are listed"),
-        (cif(symmetry="_space_group_name_H-M_alt 'P 7'\n"), "space group 'P 7' is not known"),
-        (cif(symmetry=OPERATIONS + "x,y,z\nfoo\n"), "symmetry operation 'foo' cannot be read"),
-        (cif(cell=""), "the unit cell has volume 1 Å³"),
-        (cif(cell=CELL.format(4, 4, 4, 90, 30, 170)), "the unit cell has volume nan Å³"),
-        (cif(symmetry=P1 + "_chemical_formula_sum 'Sr Ti O3'\n"), "its atoms make Sr, its formula says 'Sr Ti O3'"),
-    ],
-)
-def test_a_file_that_cannot_be_simulated_says_why_in_one_line(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(InputError) as error:
-        read_text(tmp_path, text)
-    assert str(error.value).startswith(str(tmp_path / "made.cif"))
-    assert message in str(error.value)
-    assert len(str(error.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize("content", [bytes(range(256)), b"\x89HDF\r\n\x1a\n" + bytes(99), "data_x\n".encode("utf-16")])
-def test_unreadable_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "made.cif"
-    path.write_bytes(content)
-    with pytest.raises(InputError) as error:
-        read_crystal(path)
-    assert len(str(error.value).splitlines()) == 1
-
-
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.cif: no such file"):
-        read_crystal(tmp_path / "none.cif")
-    with pytest.raises(InputError, match="is a folder; give a CIF file"):
-        read_crystal(tmp_path)
-
-
-@pytest.mark.parametrize("formula", ["Sr", "Sr4", "'Sr 1'", "?", "'Sr1.00'", "'see text'"])
-def test_a_formula_agrees_by_ratio_or_says_nothing(tmp_path: Path, formula: str) -> None:
-    assert read_text(tmp_path, cif(symmetry=P1 + f"_chemical_formula_sum {formula}\n")).formula == "Sr"
 
 
 # cutting

@@ -114,10 +114,10 @@ def importers(library: str) -> set[str]:
         ("ptyrad", "ptyrad_adapter.py"),
         ("torchvision", "ptyrad_adapter.py"),
         ("pyfftw", "fourier.py"),
-        ("gemmi", "crystals.py"),
+        ("gemmi", "cif.py"),
         ("yaml", "config.py"),
         ("tifffile", "runs.py"),
-        ("safetensors", "runs.py"),
+        ("safetensors", "arrays.py"),
         ("tqdm", "cli/common.py"),
     ],
 )

@@ -314,7 +314,7 @@ def test_cancel_before_the_start_never_makes_the_loop() -> None:
     assert alive() is None  # what the loop would have worked on
 
 
-def test_cancel_while_the_loop_is_being_made_ends_it_by_its_first_step() -> None:
+def test_cancel_while_the_loop_is_being_made_ends_it_before_its_first_step() -> None:
     """Where imports and models are loaded."""
     loading, go_on, gate = threading.Event(), threading.Event(), Gate()
 
@@ -330,9 +330,42 @@ def test_cancel_while_the_loop_is_being_made_ends_it_by_its_first_step() -> None
     gate.let(50)
     go_on.set()
     assert job.join(LONG_S)
-    assert job.status == "stopped"
-    assert gate.begun <= 1
-    assert len(gate.cleaned) == gate.begun  # what began was cleaned up
+    assert (job.status, job.error) == ("stopped", None)
+    assert gate.begun == 0
+    assert gate.cleaned == []  # nothing began, so that there is nothing to clean up
+    assert (job.take_records(), job.take()) == ([], None)
+
+
+def test_a_loop_that_is_not_begun_is_closed_all_the_same() -> None:
+    """One that opened something when it was made."""
+    loading, go_on = threading.Event(), threading.Event()
+    closed: list[int] = []
+
+    class Opened:
+        steps = 0
+
+        def __iter__(self) -> Opened:
+            return self
+
+        def __next__(self) -> int:
+            self.steps += 1
+            return self.steps
+
+        def close(self) -> None:
+            closed.append(self.steps)
+
+    def start_loop() -> Iterator[int]:
+        loading.set()
+        assert go_on.wait(LONG_S)
+        return Opened()
+
+    job: Job[int, int] = Job(start_loop, same)
+    job.start()
+    assert loading.wait(LONG_S)
+    job.cancel()
+    go_on.set()
+    assert job.join(LONG_S)
+    assert (job.status, closed) == ("stopped", [0])
 
 
 def test_cancel_twice_and_after_the_end_changes_nothing(gate: Gate, gated: Job[int, int]) -> None:
@@ -437,6 +470,142 @@ def test_an_error_behind_the_error_keeps_no_arrays_either(fail: Callable[[Callab
     assert (job.status, str(job.error)) == ("failed", "outer")
     gc.collect()
     assert [array() for array in arrays] == [None, None]
+
+
+class Arrays:
+    """Errors that hold arrays by their frames."""
+
+    def __init__(self) -> None:
+        self.alive: list[weakref.ref[Any]] = []
+
+    def error(self, words: str) -> Exception:
+        def deep() -> None:
+            below = np.zeros(1000)
+            self.alive.append(weakref.ref(below))
+            raise KeyError(words)
+
+        try:
+            deep()
+        except KeyError as error:
+            return error
+        raise AssertionError
+
+    @property
+    def left(self) -> int:
+        gc.collect()
+        return sum(array() is not None for array in self.alive)
+
+
+def fail_of_two_causes(arrays: Arrays) -> None:
+    """While handling one error, because of another."""
+    cause, context = arrays.error("cause"), arrays.error("context")
+    try:
+        raise context
+    except KeyError:
+        raise ValueError("outer") from cause
+
+
+def fail_of_many(arrays: Arrays) -> None:
+    inner = ExceptionGroup("inner", [arrays.error("two"), arrays.error("three")])
+    raise ExceptionGroup("outer", [arrays.error("one"), inner])
+
+
+def fail_of_a_group_behind(arrays: Arrays) -> None:
+    one = arrays.error("one")
+    one.__cause__ = arrays.error("two")
+    try:
+        raise ExceptionGroup("group", [one])
+    except ExceptionGroup as group:
+        raise ValueError("outer") from group
+
+
+@pytest.mark.parametrize("fail", [fail_of_two_causes, fail_of_many, fail_of_a_group_behind])
+def test_all_errors_behind_an_error_let_go_of_their_arrays(fail: Callable[[Arrays], None]) -> None:
+    arrays = Arrays()
+    kept = arrays.error("kept")
+    assert arrays.left == 1  # so errors do hold arrays
+    del kept
+
+    def failing() -> Iterator[int]:
+        yield 1
+        fail(arrays)
+
+    job = finished(failing)
+    assert job.status == "failed"
+    assert str(job.error).startswith("outer")
+    assert len(arrays.alive) >= 3
+    assert arrays.left == 0
+    for each in ("outer", "in deep"):
+        assert each in job.details
+
+
+def raise_from_itself() -> None:
+    error = ValueError("round")
+    raise error from error
+
+
+def raise_from_a_circle() -> None:
+    first, second, third = ValueError("round"), KeyError("and"), ValueError("round")
+    first.__cause__, second.__context__, third.__cause__ = second, third, first
+    raise first
+
+
+@pytest.mark.parametrize("fail", [raise_from_itself, raise_from_a_circle])
+def test_errors_that_lead_to_themselves_end_the_job(fail: Callable[[], None]) -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        fail()
+
+    job = finished(failing)
+    assert (job.status, str(job.error)) == ("failed", "round")
+    assert "ValueError: round" in job.details
+    assert job.error is not None
+    assert job.error.__traceback__ is None
+
+
+def broken_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that has failed cannot free its memory."""
+
+    def empty_cache() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+
+
+def test_a_device_that_cannot_free_its_memory_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_device(monkeypatch)
+    job = finished(lambda: [1, 2])
+    assert (job.status, type(job.error)) == ("failed", RuntimeError)
+    assert "illegal memory access" in str(job.error)
+    assert "in empty_cache" in job.details
+    assert job.error is not None
+    assert job.error.__traceback__ is None
+    assert (job.take_records(), job.take()) == ([1, 2], 2)  # what was reached is there
+
+
+def test_the_loops_own_error_is_the_one_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what came of it when the device was to be freed."""
+    broken_device(monkeypatch)
+
+    def failing() -> Iterator[int]:
+        yield 1
+        raise Trouble("trouble")
+
+    job = finished(failing)
+    assert (job.status, str(job.error)) == ("failed", "trouble")
+    assert "illegal" not in job.details
+
+
+def test_a_stopped_job_whose_device_failed_has_failed(
+    gate: Gate, gated: Job[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_device(monkeypatch)
+    gated.cancel()
+    gate.let()
+    assert gated.join(LONG_S)
+    assert gated.status == "failed"
+    assert "illegal memory access" in str(gated.error)
 
 
 def test_a_failing_start_record_or_clean_up_is_a_failure_too(gate: Gate) -> None:

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from mepdiff_core import files
+from mepdiff_core.arrays import load_arrays, save_arrays
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import atomic_path, check_writable, make_folder, write_text
 from mepdiff_core.optics import Optics
 from mepdiff_core.ptyrad_adapter import import_torchvision
-from mepdiff_core.runs import load_arrays, save_arrays, write_volume
+from mepdiff_core.runs import write_volume
 from mepdiff_core.scan import Scan, Truth, load_scan, raster_positions, save_scan
 
 

@@ -202,6 +202,25 @@ def test_bins_of_float_counts_divide_zero_to_the_largest(bins: int) -> None:
     assert numbers.sum() == counts.size
 
 
+@given(st.integers(1, 200), st.floats(1e-30, 1e30) | st.sampled_from([1.0, 3.0, 0.1, 7.0]), st.sampled_from(["f4", "f8"]))
+@settings(max_examples=300, deadline=None)
+def test_the_brightest_float_counts_are_counted_too(bins: int, largest: float, kind: str) -> None:
+    """49 bins of a width of 1/49 end below 1."""
+    counts = np.full((2, 3, 4, 4), largest, kind)
+    counts[0, 0, 0, 0] = 0
+    edges, numbers = counts_histogram(counts, bins)
+    assert len(numbers) == bins
+    assert numbers.sum() == counts.size
+    assert numbers[-1] == (counts.size - 1 if bins > 1 else counts.size)
+    assert edges[-1] == counts.max()
+
+
+def test_float_ones_are_all_counted() -> None:
+    ones = np.ones((2, 3, 4, 4), np.float32)
+    for bins in range(1, 101):
+        assert counts_histogram(ones, bins)[1].tolist() == [*[0] * (bins - 1), ones.size]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_dark_scan_has_a_histogram_too(kind: str) -> None:
     edges, numbers = counts_histogram(np.zeros((2, 3, 4, 4), kind))

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mepdiff_core.crystals import cut_box, read_crystal
+from mepdiff_core.crystals import cut_box
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import Poisson
 from mepdiff_core.metrics import r_factor
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import ModelConfig
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
+from mepdiff_core.structure_files import read_crystal
 from mepdiff_core.volumes import SEAM_MARGIN_A, render_phase
 
 MODELS = {

@@ -109,6 +109,23 @@ def losses_figure(histories: Mapping[str, Sequence[Mapping[str, object]]]) -> Fi
     return figure
 
 
+def contact_sheet(volumes: Sequence[Volume], titles: Sequence[str], columns: int = 6) -> Figure:
+    """Volumes from above (their sum over depth) and, below each, from the side (their sum over height), beam downwards."""
+    columns = min(columns, len(volumes))
+    rows = -(-len(volumes) // columns)
+    figure = Figure(figsize=(1.75 * columns, 2.75 * rows), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[1.0, 0.35] * rows)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for number, (volume, title) in enumerate(zip(volumes, titles, strict=True)):
+        row, column = divmod(number, columns)
+        above, side = axes[2 * row, column], axes[2 * row + 1, column]
+        above.imshow(volume.sum(0), cmap="inferno")
+        side.imshow(volume.sum(1), cmap="inferno", aspect="auto")
+        above.set_title(title, fontsize=6.5, color=INK)
+    return figure
+
+
 def depth_figure(volumes: Mapping[str, Volume], truth: Volume, voxel_size_A: Sequence[float], columns: int = 4) -> Figure:
     """Depth profiles through the strongest atom columns of the truth, and where they are."""
     area = middle(truth)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mepdiff_core import __version__
+from mepdiff_core.arrays import load_arrays, save_arrays
 from mepdiff_core.config import check, dump_yaml, read_yaml, to_dict
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import atomic_path, make_folder, write_text
@@ -299,39 +300,6 @@ def _recorded_file(record: Mapping[str, Any], name: str, given: str | Path | Non
     check(path.exists(), f"{path}, the {name} of this run, is not there any more; put it back to go on")
     check(sha256(path) == entry["sha256"], f"{path}, the {name} of this run, has changed; put the old one back to go on")
     return path
-
-
-def save_arrays(arrays: Mapping[str, npt.NDArray[np.generic]], path: str | Path, about: str = "") -> None:
-    """Arrays by name into one safetensors file, atomically; ``about`` is a text that goes with them."""
-    from safetensors.numpy import save
-
-    # a 0-dimensional array must not become one of shape (1,), as ascontiguousarray makes it
-    contiguous = {name: np.array(value, order="C") for name, value in arrays.items()}
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save(contiguous, {"about": about}))
-
-
-def load_arrays(path: str | Path) -> dict[str, npt.NDArray[np.generic]]:
-    """The arrays of a safetensors file.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove it to start again") from None
-
-
-def arrays_about(path: str | Path) -> str:
-    """The text that ``save_arrays`` put beside the arrays."""
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
-        return str((file.metadata() or {}).get("about", ""))
 
 
 def write_volume(

@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from mepdiff_core import __version__
 from mepdiff_core.config import check, from_dict, merge, read_yaml, to_dict
-from mepdiff_core.crystals import Axis, Crystal, cut_box, read_crystal
+from mepdiff_core.crystals import Axis, Crystal, cut_box
 from mepdiff_core.errors import InputError
 from mepdiff_core.optics import Optics, frequencies, make_probe, propagator
 from mepdiff_core.scan import Scan, Truth, raster_positions
+from mepdiff_core.structure_files import read_crystal
 from mepdiff_core.volumes import SEAM_MARGIN_A, render_phase
 
 

@@ -1,0 +1,99 @@
+"""Configs of every kind for hypothesis, with numbers of all their digits."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from mepdiff_core.calibration import Calibration
+from mepdiff_core.optics import ABERRATION_ORDERS, Optics
+from mepdiff_core.settings import AdamConfig, Constraints, LBFGSConfig, ModelConfig, ProbeFitConfig
+
+ABERRATIONS = [(n, m) for n, m in ABERRATION_ORDERS if (n, m) not in ((1, 0), (3, 0))]
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+positive = st.floats(0, exclude_min=True, allow_infinity=False)
+counts = st.integers(1, 2**63)
+likelihoods = st.sampled_from(["amplitude", "poisson"])
+slices = st.none() | st.integers(1, 1000)
+
+
+@st.composite
+def aberrations(draw: st.DrawFn) -> dict[str, float]:
+    """Magnitudes, those with a direction together with their angle or without."""
+    made = {}
+    for n, m in draw(st.lists(st.sampled_from(ABERRATIONS), max_size=3, unique=True)):
+        made[f"C{n}{m}"] = draw(finite)
+        if m and draw(st.booleans()):
+            made[f"phi{n}{m}"] = draw(finite)
+    return made
+
+
+optics = st.builds(
+    Optics,
+    energy_eV=st.floats(1e3, 1e7),
+    semiangle_mrad=st.floats(0, 200, exclude_min=True),
+    overfocus_A=finite,
+    Cs_A=finite,
+    aberrations=aberrations(),
+)
+calibrations = st.builds(
+    lambda optics, raster, k_step, electrons, thickness: Calibration(optics, *raster, k_step, electrons, thickness),
+    optics,
+    st.just((None, None)) | st.tuples(positive, finite),
+    positive,
+    positive,
+    st.none() | positive,
+)
+models = st.builds(ModelConfig, window=st.integers(1, 8), sampling=st.integers(1, 8), paraxial=st.booleans())
+constraints = st.builds(
+    Constraints,
+    positivity=st.booleans(),
+    depth_blur_slices=st.floats(0, 1e9),
+    kz_beta=st.floats(0, 1e9),
+    kz_alpha=st.floats(0, 1e9),
+)
+adams = st.builds(
+    AdamConfig,
+    iterations=counts,
+    batch_size=counts,
+    learning_rate=positive,
+    reshuffle=st.booleans(),
+    likelihood=likelihoods,
+    constraints=constraints,
+    heldout_fraction=st.floats(0, 0.5, exclude_min=True),
+    patience=st.none() | counts,
+    slices=slices,
+    slice_thickness_A=positive,
+    engine=st.sampled_from(["ptyrad", "fast"]),
+    model=models,
+    seed=st.integers(0, 2**63),
+)
+lbfgs = st.builds(
+    LBFGSConfig,
+    learning_rates=st.lists(positive, min_size=1, max_size=4).map(tuple),
+    iterations=counts,
+    batch_size=counts,
+    batches_per_iteration=counts,
+    inner_iterations=counts,
+    line_search=st.sampled_from(["none", "strong_wolfe"]),
+    likelihood=likelihoods,
+    heldout_fraction=st.floats(0, 0.5),
+    slices=slices,
+    slice_thickness_A=positive,
+    engine=st.sampled_from(["ptyrad", "fast"]),
+    model=models,
+    seed=st.integers(0, 2**63),
+)
+probe_fits = st.builds(
+    ProbeFitConfig,
+    iterations=counts,
+    batch_size=counts,
+    learning_rate=positive,
+    probe_learning_rate=positive,
+    support=st.floats(1, 1e9),
+    likelihood=likelihoods,
+    positivity=st.booleans(),
+    slices=slices,
+    slice_thickness_A=positive,
+    seed=st.integers(0, 2**63),
+)
