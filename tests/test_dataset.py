@@ -1,4 +1,4 @@
-"""From crystals to a store and to crops: made again bit for bit, finished after a stop, split by crystal, on several workers."""
+"""From crystals to a store and to crops: made again bit for bit, finished after a stop, split by crystal."""
 
 from __future__ import annotations
 
@@ -296,7 +296,8 @@ def test_crops_need_no_crystal_library(tmp_path: Path, perovskite: Crystal) -> N
         "from mepdiff_core.crystal_set import CrystalSet\n"
         "from mepdiff_core.training_data import CrystalCrops\n"
         f"CrystalCrops(CrystalSet.load({str(tmp_path / 'c.safetensors')!r}), None)[0]\n"
-        "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules} & {'gemmi', 'abtem', 'zarr', 'dask', 'scipy', 'ptyrad'})))"
+        "loaded = {m.split('.')[0] for m in sys.modules}\n"
+        "print(json.dumps(sorted(loaded & {'gemmi', 'abtem', 'zarr', 'dask', 'scipy', 'ptyrad'})))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

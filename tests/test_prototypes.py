@@ -14,11 +14,11 @@ import pytest
 from ase.data import covalent_radii
 from scipy.spatial import cKDTree
 
+from mepdiff_core.cif import symmetry_operations
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
 from mepdiff_core.prototypes import (
     LONGEST_A,
-    Generated,
     _model,
     build,
     compositions,
@@ -26,14 +26,13 @@ from mepdiff_core.prototypes import (
     generate,
     prototypes,
     shares,
-    symmetry_operations,
 )
 
 COUNT = 2000
 
 
 @cache
-def crystals() -> list[Generated]:
+def crystals() -> list[Crystal]:
     return [generate(index, 7) for index in range(COUNT)]
 
 
@@ -218,7 +217,7 @@ def test_symmetry_maps_the_example_onto_itself(name: str) -> None:
     if prototype.primitive:
         pytest.skip("the operations are those of the conventional cell")
     metric = crystal.cell_A @ crystal.cell_A.T
-    for rotation, translation in zip(*symmetry_operations(prototype.spacegroup), strict=True):
+    for rotation, translation in symmetry_operations(prototype.spacegroup):
         np.testing.assert_allclose(rotation.T @ metric @ rotation, metric, atol=1e-6)
         images = crystal.fractional @ rotation.T + translation
         apart = images[:, None] - crystal.fractional[None]
@@ -252,7 +251,7 @@ def test_all_ionic_compositions_are_neutral() -> None:
 
 
 def test_no_two_atoms_are_too_close() -> None:
-    assert min(closest(g.crystal, 3.7) for g in crystals()) >= 0.75
+    assert min(closest(g, 3.7) for g in crystals()) >= 0.75
 
 
 def test_cells_are_right_handed_and_short() -> None:
@@ -265,13 +264,13 @@ def test_cells_are_right_handed_and_short() -> None:
 
 
 def test_a_crystal_is_the_same_in_every_process() -> None:
-    def digest(items: list[Generated]) -> str:
-        parts = [g.crystal.cell_A.tobytes() + g.crystal.numbers.tobytes() + g.crystal.fractional.tobytes() for g in items]
+    def digest(items: list[Crystal]) -> str:
+        parts = [g.cell_A.tobytes() + g.numbers.tobytes() + g.fractional.tobytes() for g in items]
         return sha256(b"".join(parts)).hexdigest()
 
     code = (
         "from hashlib import sha256; from mepdiff_core.prototypes import generate; "
-        "c = [generate(i, 7).crystal for i in (999, 5, 40)]; "
+        "c = [generate(i, 7) for i in (999, 5, 40)]; "
         "print(sha256(b''.join(x.cell_A.tobytes() + x.numbers.tobytes() + x.fractional.tobytes() for x in c)).hexdigest())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -280,7 +279,7 @@ def test_a_crystal_is_the_same_in_every_process() -> None:
 
 
 def test_few_crystals_repeat_a_composition() -> None:
-    kinds = {(g.structure_type, g.crystal.name.split("-")[0]) for g in crystals()}
+    kinds = {(g.structure_type, g.name.split("-")[0]) for g in crystals()}
     assert len(kinds) > 0.98 * COUNT
 
 
@@ -297,9 +296,7 @@ def test_all_types_appear_and_none_prevails() -> None:
 def test_half_of_the_crystals_are_sheared() -> None:
     """Cubic types: lengths and angles differ in half of them."""
     cubic = [
-        g.crystal
-        for g in crystals()
-        if prototypes()[g.structure_type].constants[:3] == (lengths(build(g.structure_type))[0],) * 3
+        g for g in crystals() if prototypes()[g.structure_type].constants[:3] == (lengths(build(g.structure_type))[0],) * 3
     ]
     skewed = [np.ptp(lengths(c)) > 1e-9 for c in cubic]
     assert len(cubic) > 100

@@ -72,6 +72,13 @@ def symmetry_operations(spacegroup: int | str) -> Operations:
     return list(zip(rotations, translations, strict=True))
 
 
+def spacegroup_number(spacegroup: str) -> int:
+    """The number, 1 to 230, of a Hermann-Mauguin symbol."""
+    group = _group_named(spacegroup, 90.0, 120.0, prefer="2H")
+    check(group is not None, f"space group '{spacegroup}' is not known; give a symbol like 'P 63/m m c'")
+    return int(group.number)
+
+
 def parse(content: bytes) -> list[tuple[str, Any]]:
     """(name, block) of each block with atoms; a block that cannot be parsed is the reason, a string.
 

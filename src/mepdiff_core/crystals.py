@@ -21,7 +21,8 @@ class Crystal:
         cell_A: (3, 3) float64, rows are the lattice vectors a, b, c in Å.
         numbers: (n,) atomic numbers.
         fractional: (n, 3) float64 fractional coordinates in [0, 1).
-        structure_type: number and Hermann-Mauguin symbol of its space group, like "221 Pm-3m"; "" where unknown.
+        structure_type: of a file, number and Hermann-Mauguin symbol of the space group, like "221 Pm-3m"; of a generated
+            crystal, the name of its prototype, like "spinel"; "" where unknown.
     """
 
     name: str

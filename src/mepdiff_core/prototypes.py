@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from importlib import resources
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mepdiff_core.cif import spacegroup_number, symmetry_operations
 from mepdiff_core.config import check, read_yaml
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
@@ -80,13 +81,6 @@ class Parameter(NamedTuple):
     low: float
     high: float
     rigid: tuple[int, int] | None
-
-
-class Generated(NamedTuple):
-    """A crystal and the name of its structure type."""
-
-    crystal: Crystal
-    structure_type: str
 
 
 @dataclass(frozen=True)
@@ -161,7 +155,7 @@ def __getattr__(name: str) -> dict[str, Prototype]:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def generate(index: int, seed: int) -> Generated:
+def generate(index: int, seed: int) -> Crystal:
     """Crystal number ``index`` of the set ``seed``: the same in every process, whatever was drawn before.
 
     Raises:
@@ -175,7 +169,7 @@ def generate(index: int, seed: int) -> Generated:
             name, row = _choose(turn % 1.0 if attempt == 0 else float(rng.random()))
         crystal = _draw(name, row, rng, f"{seed}-{index}")
         if crystal is not None:
-            return Generated(crystal, name)
+            return replace(crystal, structure_type=name)
     raise RuntimeError(f"no crystal {index} of set {seed} in {ATTEMPTS} attempts")
 
 
@@ -208,15 +202,6 @@ def compositions(name: str) -> list[tuple[str, ...]]:
     return [tuple(s[i].symbol for s, i in zip(prototype.species, row, strict=True)) for row in _model(name).compositions]
 
 
-def symmetry_operations(spacegroup: str | int) -> tuple[Floats, Floats]:
-    """Rotations (n, 3, 3) and translations (n, 3) of a space group, by its symbol with setting or its number."""
-    import gemmi
-
-    operations = list(gemmi.SpaceGroup(spacegroup).operations())
-    scale = float(gemmi.Op.DEN)
-    return np.array([o.rot for o in operations]) / scale, np.array([o.tran for o in operations]) / scale
-
-
 def expand_sites(
     spacegroup: str, constant: Floats, coefficients: Floats, parameters: Floats, tolerance: float = 1e-3
 ) -> tuple[Floats, Floats]:
@@ -231,7 +216,8 @@ def expand_sites(
     Returns:
         Constants (n, 3) and coefficients (n, 3, p) of the n positions.
     """
-    rotations, translations = symmetry_operations(spacegroup)
+    operations = symmetry_operations(spacegroup)
+    rotations, translations = (np.array(part, float) for part in zip(*operations, strict=True))
     constants = rotations @ constant + translations
     slopes = rotations @ coefficients
     places = constants + slopes @ parameters
@@ -326,13 +312,6 @@ def _species(radii: str, slot: dict[str, Any], data: dict[str, Any]) -> tuple[Sp
             if low <= radius <= high:
                 found.append(Species(number, symbol, charge, radius))
     return tuple(found)
-
-
-def spacegroup_number(spacegroup: str) -> int:
-    """Its number, 1 to 230."""
-    import gemmi
-
-    return int(gemmi.SpaceGroup(spacegroup).number)
 
 
 def _constants(number: int, free: list[float]) -> tuple[float, ...]:

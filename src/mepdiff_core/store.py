@@ -179,7 +179,8 @@ class VolumeStore:
 
     def make_volume(self, index: int) -> npt.NDArray[np.int16]:
         """Volume ``index`` as it is stored, rendered anew: (z, y, x) int16 in steps of 1e-4 rad."""
-        return self._render([index])[0]
+        volume: npt.NDArray[np.int16] = self._render([index])[0]
+        return volume
 
     def render_shard(self, shard: int) -> int:
         """Render a shard and write it, whole; returns how many volumes it has."""

@@ -9,9 +9,9 @@ from typing import Any
 from mepdiff_core.cli.common import ProgressBar, Stopped, add_json, add_settings, emit, read_settings
 
 BUILD_EPILOG = """\
-Structure files are CIF, POSCAR, extended XYZ and ASE databases, in a folder and those below it. Every crystal with a, b and c
-under 20 Å is rendered along its a, b and c axis, with 1 % of its atoms removed: (16, 100, 100) voxels of (1.6, 0.2, 0.2) Å, in
-radians. rejected.csv in the store names every file that was left out, and why.
+Structure files are CIF, POSCAR, extended XYZ and ASE databases, in a folder and those below it. Every crystal with a, b
+and c under 20 Å is rendered along its a, b and c axis, with 1 % of its atoms removed: (16, 100, 100) voxels of (1.6, 0.2,
+0.2) Å, in radians. rejected.csv in the store names every file that was left out, and why.
 
 --structures prototypes needs no files: crystals of known structure types with sensible elements. --structures pyxtal makes
 random ones (an optional extra: pip install "napari-mepdiff[pyxtal]").
