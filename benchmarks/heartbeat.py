@@ -2,8 +2,8 @@
 
 A synthetic method yields some 200 states a second of the sample scan's volume (each step transforms the volume, as a
 reconstruction would). The same job, run folder and all, runs in turn without a window; in the window's Reconstruct dock; and
-there while a timer of 5 ms notes when the main thread comes to it, which is work of its own. Printed, with the slices shown (2D)
-and the volume (3D): the job's time in the window over its time alone, and the gaps between the beats.
+there while a timer of 5 ms notes when the main thread comes to it, which is work of its own. Printed, with the slices shown
+(2D) and the volume (3D): the job's time in the window over its time alone, and the gaps between the beats.
 
     xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/heartbeat.py
 

@@ -1,4 +1,4 @@
-"""The documents' code runs as it stands: python blocks in order, and every mepdiff command of the bash blocks."""
+"""The documents' code runs as it stands: python blocks in order, and every command of the bash blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "docs/conventions.md", "docs/method.md", "docs/first-reconstruction.md"]
+NAMES = ("conventions", "method", "first-reconstruction", "plugin", "dataset")
+DOCUMENTS = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
+RUN = ("mepdiff ", "mkdir ", "cp ")
 
 
 @pytest.mark.slow
@@ -27,7 +29,7 @@ def test_code_blocks_run(document: str, tmp_path: Path, monkeypatch: pytest.Monk
             exec(compile(code, document, "exec"), names)
             continue
         for line in code.splitlines():
-            if line.startswith("mepdiff "):
+            if line.startswith(RUN):
                 run = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment)
                 assert run.returncode == 0, f"{line}\n{run.stderr}"
 

@@ -255,7 +255,7 @@ def test_no_two_atoms_are_too_close() -> None:
 
 
 def test_cells_are_right_handed_and_short() -> None:
-    for crystal, _ in crystals():
+    for crystal in crystals():
         assert np.linalg.det(crystal.cell_A) > 0
         assert lengths(crystal).max() < LONGEST_A
         assert len(crystal.fractional) == len(crystal.numbers)

@@ -149,14 +149,14 @@ GENERATORS: dict[str, Callable[[], Callable[[int, int], Crystal]]] = {"prototype
 
 def render_shard(path: str, shard: int) -> int:
     """Render one shard of the store at ``path``; returns how many volumes it has. Runs in workers."""
-    return VolumeStore(path).render_shard(shard)
+    return VolumeStore(path, write=True).render_shard(shard)
 
 
 def _render(path: Path, shards: list[int], workers: int, scheduler: str | None) -> Iterator[int]:
     if not shards:
         return
     if workers == 1 and scheduler is None:
-        store = VolumeStore(path)
+        store = VolumeStore(path, write=True)
         for shard in shards:
             yield store.render_shard(shard)
         return
@@ -173,8 +173,8 @@ def _render_with_dask(path: Path, shards: list[int], workers: int, scheduler: st
                 yield future.result()
         except KilledWorker as error:
             raise InputError(
-                f"{ATTEMPTS} workers died over one shard ({str(error).splitlines()[0]}); give them more memory, or take fewer "
-                "workers, and go on with --resume"
+                f"{ATTEMPTS} workers died over one shard ({str(error).splitlines()[0]}); give them more memory, or take "
+                "fewer workers, and go on with --resume"
             ) from None
         finally:
             with contextlib.suppress(Exception):
@@ -188,7 +188,13 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 
     for name in ("distributed.nanny", "distributed.scheduler", "distributed.worker", "distributed.core"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a worker that dies is begun again; that is no news to a user
-    settings = {"distributed.scheduler.allowed-failures": ATTEMPTS, "distributed.comm.timeouts.connect": "10s"}
+    settings = {
+        "distributed.scheduler.allowed-failures": ATTEMPTS,
+        "distributed.comm.timeouts.connect": "10s",
+        "distributed.worker.profile.enabled": False,  # it looks at every worker's stack a hundred times a second
+        # without Dask's trimming of freed memory: fresh pages for every transform cost 2.5 times the transforms
+        "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1},
+    }
     with dask.config.set(settings):
         if scheduler is not None:
             try:

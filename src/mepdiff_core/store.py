@@ -94,10 +94,11 @@ class VolumeRecord:
 
 
 class VolumeStore:
-    """A store, to read; opening it reads its description alone.
+    """A store; opening it reads its description alone.
 
     Args:
         path: the folder.
+        write: whether volumes are to be rendered into it.
 
     Attributes:
         config: how its volumes were made.
@@ -108,14 +109,14 @@ class VolumeStore:
         InputError: no store there, one of another layout, or one without its crystals.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, write: bool = False) -> None:
         import zarr
 
         self.path = Path(path)
         check(self.path.exists(), f"{path}: no such store; make one with mepdiff dataset build")
         check((self.path / "zarr.json").exists(), f"{path} is no store of volumes (no zarr.json in it)")
         try:
-            group: Any = zarr.open_group(str(self.path), mode="r+", zarr_format=3)
+            group: Any = zarr.open_group(str(self.path), mode="r+" if write else "r", zarr_format=3)
             attributes = dict(group.attrs)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} cannot be read as a Zarr 3 store ({' '.join(str(error).split())})") from None
@@ -284,11 +285,17 @@ def render_boxes(boxes: list[Atoms], config: VolumeConfig) -> npt.NDArray[np.flo
     """(boxes, z, y, x) rad, without the margins."""
     n, m = config.pixels + 2 * config.margin, config.margin
     if config.renderer == "torch":
+        import torch
+
         from mepdiff_core.renderer import Renderer
 
+        # processes share out the cores; threads that wait for each other over small transforms only lose time
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         renderer = Renderer((n, n), config.pixel_size_A, config.slices, config.slice_thickness_A, config.energy_eV)
         # one by one: no bit of a volume depends on the company it is rendered in
         volumes: npt.NDArray[np.floating] = np.concatenate([renderer.render([box]).numpy() for box in boxes])
+        torch.set_num_threads(threads)
     else:
         from mepdiff_core.volumes import render_phase
 
