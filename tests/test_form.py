@@ -745,7 +745,6 @@ def test_what_is_impossible_is_said_and_marked_until_it_is_put_right(
     assert len(heard) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="the text begins with the error, so that Qt takes <qt> for a word")
 def test_the_tooltip_of_a_red_field_shows_no_tags(qtbot: Any) -> None:
     form = make_form(qtbot, CALIBRATION)
     paste(form, "scan_step_A", "-1")
@@ -754,7 +753,6 @@ def test_the_tooltip_of_a_red_field_shows_no_tags(qtbot: Any) -> None:
         assert Qt.mightBeRichText(form.fields[name].toolTip()), name
 
 
-@pytest.mark.xfail(strict=True, reason="the message of a mapping does not say which name it means")
 def test_an_aberration_that_is_no_number_is_marked(qtbot: Any) -> None:
     form = make_form(qtbot, CALIBRATION)
     paste(form, "optics.aberrations.C12", "1e400")
@@ -762,7 +760,6 @@ def test_an_aberration_that_is_no_number_is_marked(qtbot: Any) -> None:
     assert red(form) == {"optics.aberrations.C12"}
 
 
-@pytest.mark.xfail(strict=True, reason="YAML 1.1 reads 010 as octal")
 def test_a_leading_zero_is_no_sign_of_octal_numbers(qtbot: Any) -> None:
     form = make_form(qtbot, AdamConfig())
     paste(form, "iterations", "010")

@@ -24,9 +24,6 @@ from napari_mepdiff._pump import DRAW_SHARE, LONGEST_WAIT_S, Answerer, Pump
 LONG_S = 20.0
 """Nothing here takes that long unless it hangs."""
 NAME = "mepdiff answers"
-STARVED = pytest.mark.xfail(
-    strict=True, reason="a slot slower than the timer's interval: the timer is due again before Pump._drawn is called"
-)
 
 
 def same(state: Any) -> Any:
@@ -214,7 +211,6 @@ def test_it_looks_as_often_as_it_was_told(watch: Watch) -> None:
     assert 3 <= len(watched.of("records")) <= looks + 1
 
 
-@STARVED
 def test_a_slow_slot_draws_fewer_states_and_loses_no_record(watch: Watch) -> None:
     drawing_s = 0.02
     fast, slow = watch(), watch(lambda _: time.sleep(drawing_s))
@@ -275,7 +271,6 @@ def test_the_end_waits_for_no_drawing(qtbot: Any, watch: Watch) -> None:
     assert watched.told[-1] == ("ended", job)
 
 
-@STARVED
 def test_even_the_slowest_window_is_drawn_once_a_second(qtbot: Any, watch: Watch) -> None:
     times = []
 
@@ -484,7 +479,7 @@ def test_one_that_nobody_holds_ends_with_its_answer(qtbot: Any, oracle: Oracle) 
     qtbot.waitUntil(is_gone)
 
 
-@pytest.mark.xfail(strict=True, reason="the thread emits a signal of the Answerer, which may be deleted by then")
+@pytest.mark.xfail(strict=False, reason="the thread emits a signal of the Answerer, which may be deleted by then")
 def test_deletion_just_when_the_answer_is_told_does_no_harm() -> None:
     """The thread calls slots while the main one takes the dock away; a process of its own, since the harm is a crash."""
     code = """
@@ -492,7 +487,7 @@ import threading, time
 from qtpy.QtCore import QCoreApplication, QEvent, QObject
 from napari_mepdiff._pump import Answerer
 application = QCoreApplication([])
-for _ in range(20):
+for _ in range(150):
     thought = threading.Event()
     dock = QObject()
     answerer = Answerer(lambda question: thought.set(), dock)

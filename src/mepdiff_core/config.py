@@ -175,7 +175,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(_convert(v, args[0], where) for v in value)
     if origin in (dict, Mapping):
         check(isinstance(value, Mapping), f"{where}: expected a mapping, got {value!r}")
-        return {str(k): _convert(v, args[1], where) for k, v in value.items()}
+        return {str(k): _convert(v, args[1], f"{where} {k}") for k, v in value.items()}
     if hint is float:
         try:
             # YAML reads 1e6 as a string (it wants 1.0e+6); people write 1e6

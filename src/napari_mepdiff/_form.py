@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import yaml
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QLabel, QLineEdit, QToolButton, QVBoxLayout, QWidget
 
@@ -59,7 +59,7 @@ class TextField(QLineEdit):
             return read_quantity(text, self._unit)
         if self._list:
             return [read_quantity(part, self._unit) for part in text.strip("[]()").split(",") if part.strip()]
-        return yaml.safe_load(text) if re.fullmatch(r"[+-]?\d+(\.0*)?", text) else text
+        return int(text.partition(".")[0]) if re.fullmatch(r"[+-]?\d+(\.0*)?", text) else text
 
     def set_value(self, value: Any) -> None:
         """Show a value."""
@@ -258,7 +258,9 @@ class ConfigForm(QWidget):
         for name, field in self.fields.items():
             field.setStyleSheet(INVALID_STYLE if name in wrong else "")
             meaning = self._tooltip(name)
-            field.setToolTip(f"{self.error}\n\n{meaning}" if name in wrong else meaning)
+            field.setToolTip(
+                meaning.replace("<qt>", f"<qt><b>{html.escape(self.error)}</b><br><br>") if name in wrong else meaning
+            )
         self._message.setText(self.error)
         self._message.setVisible(bool(self.error))
         return not self.error

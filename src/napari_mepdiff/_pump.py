@@ -18,6 +18,8 @@ DRAW_SHARE = 0.05
 """Part of the main thread's time that drawing states may take; where drawing is slow, fewer are drawn."""
 
 LONGEST_WAIT_S = 1.0
+ANSWER_MS = 15
+"""How often answers are looked for while there are questions."""
 
 
 class Pump(QObject):
@@ -55,7 +57,8 @@ class Pump(QObject):
             return
         over = job.ended  # asked first: what came before the end is told before it
         began = time.monotonic()
-        if over or began >= self._draw_after:
+        # where drawing takes longer than the timer's interval, this comes round before Qt has painted
+        if over or (began >= self._draw_after and not self._painted.isActive()):
             records, state = job.take_records(), job.take()
             if records:
                 self.records.emit(records)
@@ -76,6 +79,9 @@ class Pump(QObject):
 class Answerer(QObject, Generic[Q]):
     """Answers questions in a thread; a new question replaces one that still waits.
 
+    The thread leaves its answers in a list that a timer of the main thread empties: it touches nothing of Qt, which may be
+    gone by the time it has an answer.
+
     Attributes:
         answered: signal; the question and its answer.
         failed: signal; the exception that a question raised.
@@ -86,39 +92,66 @@ class Answerer(QObject, Generic[Q]):
 
     def __init__(self, answer: Callable[[Q], Any], parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self._answer = answer
-        self._lock = threading.Lock()
-        self._waiting: list[Q] = []
-        self._thread: threading.Thread | None = None
+        self._desk: _Desk[Q] = _Desk(answer)
+        self._timer = QTimer(self)
+        self._timer.timeout.connect(self._look)
 
     def ask(self, question: Q) -> None:
         """Ask; the answer comes as a signal."""
-        with self._lock:
-            self._waiting[:] = [question]
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="mepdiff answers", daemon=True)
-                self._thread.start()
+        self._desk.ask(question)
+        self._timer.start(ANSWER_MS)
 
     @property
     def busy(self) -> bool:
         """Whether an answer is under way."""
-        return self._thread is not None
+        return self._desk.working
+
+    def _look(self) -> None:
+        answers, idle = self._desk.take()
+        if idle:
+            self._timer.stop()
+        for question, answer, error in answers:
+            if error is None:
+                self.answered.emit(question, answer)
+            else:
+                self.failed.emit(error)
+
+
+class _Desk(Generic[Q]):
+    """The part of an ``Answerer`` that its thread knows."""
+
+    def __init__(self, answer: Callable[[Q], Any]) -> None:
+        self._answer = answer
+        self._lock = threading.Lock()
+        self._waiting: list[Q] = []
+        self._answers: list[tuple[Q, Any, Exception | None]] = []
+        self.working = False
+
+    def ask(self, question: Q) -> None:
+        with self._lock:
+            self._waiting[:] = [question]
+            if self.working:
+                return
+            self.working = True
+        threading.Thread(target=self._work, name="mepdiff answers", daemon=True).start()
+
+    def take(self) -> tuple[list[tuple[Q, Any, Exception | None]], bool]:
+        """The answers since the last call, and whether no more are to come."""
+        with self._lock:
+            answers, self._answers = self._answers, []
+            return answers, not self.working
 
     def _work(self) -> None:
         while True:
             with self._lock:
                 if not self._waiting:
-                    self._thread = None
+                    self.working = False
                     return
                 question = self._waiting.pop()
+            answer, failure = None, None
             try:
-                try:
-                    answer = self._answer(question)
-                except Exception as error:
-                    self.failed.emit(error)
-                else:
-                    self.answered.emit(question, answer)
-            except RuntimeError:  # the window is gone, and with it the one who asked
-                with self._lock:
-                    self._thread = None
-                return
+                answer = self._answer(question)
+            except Exception as error:
+                failure = error
+            with self._lock:
+                self._answers.append((question, answer, failure))
