@@ -408,7 +408,6 @@ def test_numpy_scalars_make_a_calibration_of_plain_numbers(kind: type) -> None:
     assert (read["k_step_invA"], read["electrons_per_pattern"], read["thickness_A"]) == (1.0, 800.0, 11.0)
 
 
-@pytest.mark.xfail(strict=True, reason="calibration_of takes the scan's optics over as they are")
 @pytest.mark.parametrize("name", ["energy_eV", "overfocus_A", "aberrations"])
 def test_numpy_scalars_in_the_optics_do_so_too(name: str) -> None:
     value = {"C12": np.float64(20)} if name == "aberrations" else np.float64(200e3)

@@ -479,7 +479,6 @@ def test_one_that_nobody_holds_ends_with_its_answer(qtbot: Any, oracle: Oracle) 
     qtbot.waitUntil(is_gone)
 
 
-@pytest.mark.xfail(strict=False, reason="the thread emits a signal of the Answerer, which may be deleted by then")
 def test_deletion_just_when_the_answer_is_told_does_no_harm() -> None:
     """The thread calls slots while the main one takes the dock away; a process of its own, since the harm is a crash."""
     code = """

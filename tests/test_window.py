@@ -316,6 +316,44 @@ def test_dose_slices_and_thickness_go_together(window: Window, small_file: Path,
     assert (request.config.slices, request.config.slice_thickness_A) == (2, pytest.approx(3.2))
 
 
+def test_a_dose_beyond_all_numbers_is_refused(window: Window, small_file: Path) -> None:
+    window.open(small_file)
+    before = window.optics.session.calibration
+    window.optics.dose.setText("1e400")
+    window.optics.dose.textEdited.emit("1e400")
+    assert window.optics.dose.styleSheet() == INVALID_STYLE
+    assert window.optics.session.calibration == before
+
+
+def test_a_preset_without_aberrations_takes_them_away(window: Window, small_file: Path, tmp_path: Path) -> None:
+    window.open(small_file)
+    window.optics.save_preset(tmp_path / "plain.yaml")
+    window.type(window.optics, "optics.aberrations.C12", "20")
+    window.optics.load_preset(tmp_path / "plain.yaml")
+    assert window.optics.session.calibration_changes() == {}
+
+
+def test_a_scan_of_one_pattern_is_shown(window: Window, small_scan: Scan, tmp_path: Path) -> None:
+    truth = None
+    one = replace(small_scan, counts=small_scan.counts[:1, :1], positions_A=small_scan.positions_A[:1], truth=truth)
+    save_scan(one, tmp_path / "one.h5")
+    window.open(tmp_path / "one.h5")
+    assert np.isfinite(window.layer("virtual dark field").world_to_data((0.0, 0.0))).all()
+
+
+def test_settings_that_cannot_be_kept_do_not_stop_a_run(
+    window: Window, small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, counting(2))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(_preferences, "_forms_path", lambda: tmp_path / "file" / "forms.yaml")
+    window.open(small_file)
+    window.run_to_end()
+    assert len(window.said) == 1
+    assert "cannot be written" in window.said[0].message
+    assert window.layer("adam-best") is not None
+
+
 def test_a_preset_is_saved_and_loaded(window: Window, small_file: Path, tmp_path: Path) -> None:
     window.open(small_file)
     window.type(window.optics, "optics.Cs_A", "1 µm")

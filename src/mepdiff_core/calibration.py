@@ -63,7 +63,9 @@ def calibration_of(scan: Scan) -> Calibration:
     step, rotation = find_raster(scan.positions_A, scan.shape) or (None, None)
     thickness = None if scan.thickness_A is None else float(scan.thickness_A)
     k_step, electrons = float(scan.k_step_invA), float(scan.electrons_per_pattern)
-    return Calibration(scan.optics, step, rotation, k_step, electrons, thickness)
+    # through from_dict: numbers of numpy become Python's, which YAML can write
+    optics = from_dict(Optics, {name: _plain(value) for name, value in to_dict(scan.optics).items()}, "optics")
+    return Calibration(optics, step, rotation, k_step, electrons, thickness)
 
 
 def calibrate(scan: Scan, changes: Calibration | Mapping[str, Any]) -> Scan:
@@ -108,6 +110,10 @@ def calibrate(scan: Scan, changes: Calibration | Mapping[str, Any]) -> Scan:
         thickness_A=changes.thickness_A,
         probe=scan.probe if same_probe else None,
     )
+
+
+def _plain(value: Any) -> Any:
+    return {name: float(v) for name, v in value.items()} if isinstance(value, Mapping) else float(value)
 
 
 def find_raster(positions_A: npt.NDArray[np.float64], shape: tuple[int, int]) -> tuple[float, float] | None:

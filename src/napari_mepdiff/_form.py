@@ -59,7 +59,7 @@ class TextField(QLineEdit):
             return read_quantity(text, self._unit)
         if self._list:
             return [read_quantity(part, self._unit) for part in text.strip("[]()").split(",") if part.strip()]
-        return int(text.partition(".")[0]) if re.fullmatch(r"[+-]?\d+(\.0*)?", text) else text
+        return int(text.partition(".")[0]) if re.fullmatch(r"[+-]?\d{1,40}(\.0*)?", text) else text
 
     def set_value(self, value: Any) -> None:
         """Show a value."""
@@ -259,7 +259,9 @@ class ConfigForm(QWidget):
             field.setStyleSheet(INVALID_STYLE if name in wrong else "")
             meaning = self._tooltip(name)
             field.setToolTip(
-                meaning.replace("<qt>", f"<qt><b>{html.escape(self.error)}</b><br><br>") if name in wrong else meaning
+                meaning.replace("<qt>", f"<qt><b>{html.escape(self.error, quote=False)}</b><br><br>")
+                if name in wrong
+                else meaning
             )
         self._message.setText(self.error)
         self._message.setVisible(bool(self.error))

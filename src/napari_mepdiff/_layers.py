@@ -30,8 +30,10 @@ def scan_layers(scan: Scan, path: Path) -> list[LayerTuple]:
     # rows and columns of a rotated raster are no rows and columns of the specimen: the image is turned as the scan was
     slow = (scan.positions_A[(rows - 1) * columns] - first) / max(rows - 1, 1)
     fast = (scan.positions_A[columns - 1] - first) / max(columns - 1, 1)
-    slow = slow if rows > 1 else np.array([fast[1], -fast[0]])
-    fast = fast if columns > 1 else np.array([-slow[1], slow[0]])
+    if rows == columns == 1:
+        slow, fast = np.array([scan.pixel_size_A, 0.0]), np.array([0.0, scan.pixel_size_A])
+    slow = slow if rows > 1 or columns == 1 else np.array([fast[1], -fast[0]])
+    fast = fast if columns > 1 or rows == 1 else np.array([-slow[1], slow[0]])
     affine = np.eye(3)
     affine[:2, 0], affine[:2, 1], affine[:2, 2] = slow, fast, first
     metadata = {KEY: {"scan": scan, "path": str(path)}}

@@ -167,18 +167,20 @@ class OpticsAndScan(Dock):
             self.session.set_calibration(calibration, self.slices.value())
 
     def _dose_edited(self) -> None:
-        calibration = self._form_value()
+        calibration = changed = self._form_value()
         try:
             dose = self.dose.value()
             check(dose is None or dose > 0, f"the dose is {dose}; expected more than 0")
+            if calibration is not None and calibration.scan_step_A is not None and dose is not None:
+                changed = replace(calibration, electrons_per_pattern=dose * calibration.scan_step_A**2)
         except InputError as error:
             self.dose.setStyleSheet(INVALID_STYLE)
             self.dose.setToolTip(str(error))
             return
         self.dose.setStyleSheet("")
-        if calibration is not None and calibration.scan_step_A is not None and dose is not None:
+        if changed != calibration:
             self._typing_dose = True  # or the field would be filled in again under the person's hands
-            self.form.set_value(replace(calibration, electrons_per_pattern=dose * calibration.scan_step_A**2))
+            self.form.set_value(changed)
             self._edited()
             self._typing_dose = False
 
@@ -231,7 +233,11 @@ class OpticsAndScan(Dock):
         """Put the values of a YAML file into the form."""
         base = self.session.calibration or self._form_value() or Calibration()
         try:
-            calibration = from_dict(Calibration, merge(to_dict(base), read_yaml(path)), str(path))
+            preset = read_yaml(path)
+            merged = merge(to_dict(base), preset)
+            if isinstance(preset.get("optics"), dict) and "aberrations" in preset["optics"]:
+                merged["optics"]["aberrations"] = preset["optics"]["aberrations"]  # all of them: none is none
+            calibration = from_dict(Calibration, merged, str(path))
             self._fits(calibration)
         except InputError as error:
             notify(error)

@@ -9,7 +9,7 @@ from napari.settings import get_plugin_settings, get_settings
 
 from mepdiff_core.config import dump_yaml, read_yaml
 from mepdiff_core.errors import InputError
-from mepdiff_core.files import write_text
+from mepdiff_core.files import write_error, write_text
 
 PLUGIN = "napari-mepdiff"
 
@@ -59,7 +59,10 @@ def remember(form: str, values: dict[str, Any]) -> None:
     except InputError:
         forms = {}
     if forms.get(form) != values:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(path, error) from None
         write_text(path, dump_yaml({**forms, form: values}))
 
 

@@ -218,12 +218,15 @@ class Reconstruct(Dock):
         try:
             check(self.session.confirmed or self.session.path is None, NOT_CONFIRMED)
             request = self.request()
-            self._keep_form()
-            configs = {name: to_dict(config) for name, config in self._configs.items()}
-            remember("reconstruct", {"method": request.method, "configs": configs})
         except InputError as error:
             notify(error)
             return
+        self._keep_form()
+        try:
+            configs = {name: to_dict(config) for name, config in self._configs.items()}
+            remember("reconstruct", {"method": request.method, "configs": configs})
+        except InputError as error:
+            notify(error)  # settings that are not kept are no reason not to run
         stamp = time.strftime("%Y%m%d-%H%M%S")
         out = runs_folder() / f"{request.scan.stem}-{request.method}-{stamp}"
         number = 1

@@ -38,6 +38,8 @@ def read_quantity(text: str, unit: str) -> float:
     if match is None:
         raise InputError(f"'{text}' is no number{f' in {unit}' if unit else ''}")
     number, given = float(match[1]), match[2]
+    if re.search(r"(?<![\d.])[1-9]\d{0,2},\d{3}(?!\d)", text):
+        raise InputError(f"'{text}' can be read in two ways; write it without a comma")
     if not given or given == unit:
         return number
     if not unit or unit not in _PINT:
@@ -51,7 +53,9 @@ def _factor(given: str, unit: str) -> float:
 
     # A is the ampere and V the volt to a physicist; here they can only be meant as these
     spelled = re.sub(r"\bA\b", "angstrom", given).replace("Å", "angstrom").replace("Å", "angstrom")
-    spelled = spelled.replace("⁻¹", "**-1").replace("°", "degree")
+    spelled = spelled.replace("°", "degree")
+    if len(re.findall(r"\*\*|\^", spelled)) > 1 or len(spelled) > 30:  # pint would work a power of powers out
+        raise InputError(f"'{given}' is no unit that converts to {unit}")
     if unit == "eV":
         spelled = re.sub(r"\b(k|M)?V\b", r"\1eV", spelled)
     registry: Any = pint.get_application_registry()  # type: ignore[no-untyped-call]
