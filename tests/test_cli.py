@@ -87,8 +87,9 @@ def without_time(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 def test_every_command_explains_itself(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     names = [module.__name__.rsplit(".", 1)[1].replace("_", "-") for module in COMMANDS]
-    assert names == ["info", "demo", "simulate", "fit-probe", "reconstruct", "evaluate"]
-    for arguments in ([], *([name] for name in names)):
+    assert names == ["info", "demo", "simulate", "fit-probe", "reconstruct", "evaluate", "dataset"]
+    actions = [["dataset", "build"], ["dataset", "info"], ["dataset", "preview"]]
+    for arguments in ([], *([name] for name in names), *actions):
         with pytest.raises(SystemExit) as stop:
             main([*arguments, "--help"])
         assert stop.value.code == 0

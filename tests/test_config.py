@@ -142,7 +142,7 @@ def test_an_unknown_field_with_nothing_near_lists_them_all() -> None:
         (Optics, {"Cs_A": "nan"}, "field 'Cs_A': expected a number"),
         (Optics, {"Cs_A": 10**400}, "field 'Cs_A': expected a number"),
         (Optics, {"aberrations": 5}, "field 'aberrations': expected a mapping, got 5"),
-        (Optics, {"aberrations": {"C12": "x"}}, "field 'aberrations': expected a number"),
+        (Optics, {"aberrations": {"C12": "x"}}, "field 'aberrations' C12: expected a number"),
         (Optics, {"aberrations": {"C99": 1.0}}, "aberration 'C99' is not known"),
         (AdamConfig, {"iterations": 2.5}, "field 'iterations': expected a whole number, got 2.5"),
         (AdamConfig, {"iterations": True}, "field 'iterations': expected a whole number, got True"),

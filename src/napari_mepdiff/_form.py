@@ -40,7 +40,7 @@ class TextField(QLineEdit):
         self._unit = unit_of(name)
         self._shown: tuple[str, Any] = ("", None)
         self.setPlaceholderText(missing or ("automatic" if self._optional else ""))
-        self.setMinimumWidth(70)
+        self.setMinimumSize(70, 25)
         self.textEdited.connect(lambda _: self.edited.emit())
         self.editingFinished.connect(self._tidy)
 
