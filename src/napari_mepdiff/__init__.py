@@ -1,1 +1,1 @@
-"""The napari plugin: widgets and layers over ``mepdiff_core``, which never imports it. It has no widget yet."""
+"""The napari plugin: docks and layers over ``mepdiff_core``, which never imports it. Nothing here is heavy to import."""
