@@ -128,5 +128,6 @@ def draw_volumes(store: VolumeStore, n: int, seed: int) -> tuple[list[npt.NDArra
     for index in chosen:
         record = store.record(index)
         crystal = store.crystals[record.crystal]
-        titles.append(f"{crystal.name} {record.axis}\n{crystal.structure_type}".strip())
+        name = crystal.name.replace(f"-{crystal.structure_type}-", " ")  # a generated one; the type stands below
+        titles.append(f"{name} {record.axis}\n{crystal.structure_type}".strip())
     return [store.volume(i) for i in chosen], titles
