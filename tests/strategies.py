@@ -13,8 +13,6 @@ ABERRATIONS = [(n, m) for n, m in ABERRATION_ORDERS if (n, m) not in ((1, 0), (3
 finite = st.floats(allow_nan=False, allow_infinity=False)
 positive = st.floats(0, exclude_min=True, allow_infinity=False)
 counts = st.integers(1, 2**63)
-likelihoods = st.sampled_from(["amplitude", "poisson"])
-slices = st.none() | st.integers(1, 1000)
 
 
 @st.composite
@@ -52,48 +50,41 @@ constraints = st.builds(
     kz_beta=st.floats(0, 1e9),
     kz_alpha=st.floats(0, 1e9),
 )
+loops = {
+    "iterations": counts,
+    "batch_size": counts,
+    "likelihood": st.sampled_from(["amplitude", "poisson"]),
+    "slices": st.none() | st.integers(1, 1000),
+    "slice_thickness_A": positive,
+    "seed": st.integers(0, 2**63),
+}
+"""Settings that all loops have."""
+engines = {"engine": st.sampled_from(["ptyrad", "fast"]), "model": models}
 adams = st.builds(
     AdamConfig,
-    iterations=counts,
-    batch_size=counts,
+    **loops,
+    **engines,
     learning_rate=positive,
     reshuffle=st.booleans(),
-    likelihood=likelihoods,
     constraints=constraints,
     heldout_fraction=st.floats(0, 0.5, exclude_min=True),
     patience=st.none() | counts,
-    slices=slices,
-    slice_thickness_A=positive,
-    engine=st.sampled_from(["ptyrad", "fast"]),
-    model=models,
-    seed=st.integers(0, 2**63),
 )
 lbfgs = st.builds(
     LBFGSConfig,
+    **loops,
+    **engines,
     learning_rates=st.lists(positive, min_size=1, max_size=4).map(tuple),
-    iterations=counts,
-    batch_size=counts,
     batches_per_iteration=counts,
     inner_iterations=counts,
     line_search=st.sampled_from(["none", "strong_wolfe"]),
-    likelihood=likelihoods,
     heldout_fraction=st.floats(0, 0.5),
-    slices=slices,
-    slice_thickness_A=positive,
-    engine=st.sampled_from(["ptyrad", "fast"]),
-    model=models,
-    seed=st.integers(0, 2**63),
 )
 probe_fits = st.builds(
     ProbeFitConfig,
-    iterations=counts,
-    batch_size=counts,
+    **loops,
     learning_rate=positive,
     probe_learning_rate=positive,
     support=st.floats(1, 1e9),
-    likelihood=likelihoods,
     positivity=st.booleans(),
-    slices=slices,
-    slice_thickness_A=positive,
-    seed=st.integers(0, 2**63),
 )

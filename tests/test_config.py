@@ -15,35 +15,12 @@ from hypothesis import strategies as st
 
 from mepdiff_core.config import dump_yaml, from_dict, merge, parse_assignments, read_yaml, to_dict
 from mepdiff_core.errors import InputError
-from mepdiff_core.optics import ABERRATION_ORDERS, Optics
-from mepdiff_core.settings import ADAM_BEST, AdamConfig, Constraints, LBFGSConfig, ModelConfig
+from mepdiff_core.optics import Optics
+from mepdiff_core.settings import ADAM_BEST, AdamConfig, LBFGSConfig, ModelConfig
 from mepdiff_core.simulate import SimulationConfig
+from strategies import adams, finite, optics
 
-ABERRATIONS = [(n, m) for n, m in ABERRATION_ORDERS if (n, m) not in ((1, 0), (3, 0))]
-finite = st.floats(allow_nan=False, allow_infinity=False)
 positive = st.floats(1e-9, 1e9)
-seeds = st.integers(0, 2**63)
-
-
-@st.composite
-def aberrations(draw: st.DrawFn) -> dict[str, float]:
-    """Magnitudes, those with a direction together with their angle or without."""
-    made = {}
-    for n, m in draw(st.lists(st.sampled_from(ABERRATIONS), max_size=3, unique=True)):
-        made[f"C{n}{m}"] = draw(finite)
-        if m and draw(st.booleans()):
-            made[f"phi{n}{m}"] = draw(finite)
-    return made
-
-
-optics = st.builds(
-    Optics,
-    energy_eV=st.floats(1e3, 1e7),
-    semiangle_mrad=st.floats(0.01, 10),
-    overfocus_A=finite,
-    Cs_A=finite,
-    aberrations=aberrations(),
-)
 
 
 @st.composite
@@ -61,24 +38,8 @@ def simulations(draw: st.DrawFn) -> SimulationConfig:
         slice_thickness_A=thickness / draw(st.sampled_from([1, 2, 4])),
         axis=draw(st.sampled_from(["a", "b", "c"])),
         origin_A=draw(st.none() | st.tuples(finite, finite, finite)),
-        seed=draw(seeds),
+        seed=draw(st.integers(0, 2**63)),
     )
-
-
-adams = st.builds(
-    AdamConfig,
-    iterations=st.integers(1, 10**9),
-    batch_size=st.integers(1, 10**9),
-    learning_rate=positive,
-    reshuffle=st.booleans(),
-    likelihood=st.sampled_from(["amplitude", "poisson"]),
-    constraints=st.builds(Constraints, positivity=st.booleans(), depth_blur_slices=st.floats(0, 9), kz_beta=st.floats(0, 9)),
-    heldout_fraction=st.floats(1e-6, 0.5),
-    patience=st.none() | st.integers(1, 99),
-    slices=st.none() | st.integers(1, 1000),
-    engine=st.sampled_from(["ptyrad", "fast"]),
-    seed=seeds,
-)
 
 
 @given(optics | simulations() | adams)

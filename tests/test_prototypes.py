@@ -17,16 +17,8 @@ from scipy.spatial import cKDTree
 from mepdiff_core.cif import symmetry_operations
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
-from mepdiff_core.prototypes import (
-    LONGEST_A,
-    _model,
-    build,
-    compositions,
-    expand_sites,
-    generate,
-    prototypes,
-    shares,
-)
+from mepdiff_core.prototype_crystals import LONGEST_A, _model, build, compositions, expand_sites, generate, shares
+from mepdiff_core.prototypes import prototypes
 
 COUNT = 2000
 
@@ -269,7 +261,7 @@ def test_a_crystal_is_the_same_in_every_process() -> None:
         return sha256(b"".join(parts)).hexdigest()
 
     code = (
-        "from hashlib import sha256; from mepdiff_core.prototypes import generate; "
+        "from hashlib import sha256; from mepdiff_core.prototype_crystals import generate; "
         "c = [generate(i, 7) for i in (999, 5, 40)]; "
         "print(sha256(b''.join(x.cell_A.tobytes() + x.numbers.tobytes() + x.fractional.tobytes() for x in c)).hexdigest())"
     )

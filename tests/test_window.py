@@ -199,7 +199,7 @@ def test_the_pattern_under_the_mouse_is_shown_everywhere(window: Window, small_f
     window.open(small_file)
     window.load.bright.hovered.emit(2, 5)
     np.testing.assert_allclose(window.load.single.image.image, np.sqrt(small_scan.counts[2, 5]), rtol=1e-6)
-    np.testing.assert_allclose(window.reconstruct.measured.image.image, np.sqrt(small_scan.counts[2, 5]), rtol=1e-6)
+    np.testing.assert_allclose(window.reconstruct.watch.measured.image.image, np.sqrt(small_scan.counts[2, 5]), rtol=1e-6)
 
 
 def test_a_dropped_file_and_the_sample_are_taken_up(window: Window, small_file: Path) -> None:
@@ -402,15 +402,16 @@ def test_a_run_forms_in_a_layer_of_its_own(window: Window, small_file: Path, sma
     assert tuple(layer.contrast_limits) == tuple(truth.contrast_limits)
     assert truth.translate[2] > layer.translate[2] + layer.data.shape[2] * 0.2
     assert [row[0] for row in dock._rows] == [1, 2, 3]
-    x, y = dock.curves._lines["loss"].getData()
+    x, y = dock.watch.curves._lines["loss"].getData()
     assert [*x] == [1, 2, 3]
     assert [*y] == [row[2] for row in dock._rows]
     assert "Finished. 3 steps" in dock.status.text()
     assert "SSIM" in dock.status.text()
     assert "report.html" in dock.status.text()
     assert (folder / "report.html").exists()
-    window.wait(lambda: dock.predicted.image.image is not None and not dock._predictor.busy)
-    predicted, measured = dock.predicted.image.image, dock.measured.image.image
+    watch = dock.watch
+    window.wait(lambda: watch.predicted.image.image is not None and not watch._predictor.busy)
+    predicted, measured = watch.predicted.image.image, watch.measured.image.image
     assert np.corrcoef(predicted.ravel(), measured.ravel())[0, 1] > 0.9
     assert window.said == []
 
@@ -711,7 +712,7 @@ def test_plots_follow_the_theme(window: Window, theme: str) -> None:
 
     window.viewer.theme = theme
     expected = get_theme(theme).background.as_rgb_tuple()[:3]
-    for plot in (window.load.mean, window.load.histogram, window.optics.probe, window.reconstruct.curves):
+    for plot in (window.load.mean, window.load.histogram, window.optics.probe, window.reconstruct.watch.curves):
         assert plot.view.backgroundBrush().color().getRgb()[:3] == expected
 
 

@@ -132,7 +132,7 @@ def _gather(config: BuildConfig, crystals: list[Crystal], rejected: list[Rejecti
 
 
 def _prototypes() -> Callable[[int, int], Crystal]:
-    from mepdiff_core.prototypes import generate
+    from mepdiff_core.prototype_crystals import generate
 
     return generate
 

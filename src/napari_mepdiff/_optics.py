@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qtpy.QtWidgets import QFileDialog, QGridLayout, QHBoxLayout, QProgressBar, QSpinBox
+from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QProgressBar, QSpinBox
 
 from mepdiff_core.calibration import Calibration, calibrate, calibration_of
 from mepdiff_core.config import check, dump_yaml, from_dict, merge, read_yaml, to_dict
@@ -20,10 +20,11 @@ from mepdiff_core.optics import ABERRATION_ORDERS
 from mepdiff_core.settings import ProbeFitConfig
 from mepdiff_core.states import ProbeState
 from mepdiff_core.virtual import mean_pattern
+from napari_mepdiff._dialogs import YAML, ask_open, ask_save
 from napari_mepdiff._dock import Dock, button, heading, notify, words
 from napari_mepdiff._form import INVALID_STYLE, ConfigForm, TextField
 from napari_mepdiff._plots import Pane, follow_theme
-from napari_mepdiff._preferences import last_folder, preferences, remember_folder, runs_folder
+from napari_mepdiff._preferences import preferences, remember_folder, runs_folder
 from napari_mepdiff._pump import Pump
 from napari_mepdiff._session import session_of
 from napari_mepdiff._units import show_quantity
@@ -225,9 +226,9 @@ class OpticsAndScan(Dock):
         return with_probe(self.session.scan(), self.session.probe_path).probe
 
     def _load(self) -> None:
-        name, _ = QFileDialog.getOpenFileName(self, "Load preset", str(last_folder()), "YAML (*.yaml *.yml)")
-        if name:
-            self.load_preset(Path(name))
+        path = ask_open(self, "Load preset", YAML)
+        if path:
+            self.load_preset(path)
 
     def load_preset(self, path: Path) -> None:
         """Put the values of a YAML file into the form."""
@@ -247,9 +248,9 @@ class OpticsAndScan(Dock):
         self._edited()
 
     def _save(self) -> None:
-        name, _ = QFileDialog.getSaveFileName(self, "Save preset", str(last_folder() / "optics.yaml"), "YAML (*.yaml *.yml)")
-        if name:
-            self.save_preset(Path(name))
+        path = ask_save(self, "Save preset", "optics.yaml", YAML)
+        if path:
+            self.save_preset(path)
 
     def save_preset(self, path: Path) -> None:
         """Write the form's values to a YAML file."""
@@ -266,18 +267,18 @@ class OpticsAndScan(Dock):
             self._edited()
 
     def _load_probe(self) -> None:
-        name, _ = QFileDialog.getOpenFileName(self, "Load probe", str(last_folder()), "Probes (*.h5)")
-        if not name:
+        path = ask_open(self, "Load probe", "Probes (*.h5)")
+        if path is None:
             return
         from mepdiff_core.probe import with_probe
 
         try:
-            with_probe(self.session.scan(), name)
+            with_probe(self.session.scan(), path)
         except InputError as error:
             notify(error)
             return
         self._fitted = None
-        self.session.set_probe(Path(name))
+        self.session.set_probe(path)
 
     def _fit(self) -> None:
         if self._jobs:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from napari.utils.notifications import show_info, show_warning
 from qtpy.QtGui import QGuiApplication
-from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QGridLayout, QHBoxLayout, QLabel, QProgressBar
+from qtpy.QtWidgets import QComboBox, QFormLayout, QGridLayout, QHBoxLayout, QLabel, QProgressBar
 
 from mepdiff_core.config import check, dump_yaml, from_dict, merge, read_yaml, to_dict
 from mepdiff_core.errors import InputError
@@ -20,17 +17,17 @@ from mepdiff_core.files import write_text
 from mepdiff_core.jobs import Job
 from mepdiff_core.reconstruction import DEFAULT_METHOD, METHODS, MethodConfig, method_config
 from mepdiff_core.runs import Run
-from mepdiff_core.scan import Scan
 from mepdiff_core.states import State
+from napari_mepdiff._dialogs import YAML, ask_open, ask_save
 from napari_mepdiff._dock import Dock, button, heading, notify, words
 from napari_mepdiff._export import Request, as_command, as_python
 from napari_mepdiff._form import ConfigForm, Section
 from napari_mepdiff._layers import VolumeLayer, contrast_limits
-from napari_mepdiff._plots import Curves, Pane, follow_theme
-from napari_mepdiff._preferences import last_folder, preferences, recall, remember, remember_folder, runs_folder
-from napari_mepdiff._pump import Answerer, Pump
+from napari_mepdiff._preferences import preferences, recall, remember, remember_folder, runs_folder
+from napari_mepdiff._pump import Pump
 from napari_mepdiff._session import session_of
 from napari_mepdiff._units import show_duration
+from napari_mepdiff._watch import Row, Watch
 from napari_mepdiff._writer import copy_run
 
 FROM_OPTICS = ("slices", "slice_thickness_A")
@@ -41,8 +38,6 @@ VIEW_ANGLES = (0.0, 6.0, 14.0)
 """A little off the beam: columns of atoms are short rods, and the lattice is still seen."""
 LINK = "#3d9ad1"
 """A blue that is read on the dark theme and on the light one."""
-
-Row = tuple[int, int, float, float | None, float]
 
 
 class Reconstruct(Dock):
@@ -102,18 +97,8 @@ class Reconstruct(Dock):
         self.show_button.hide()
         self.column.addWidget(self.show_button)
 
-        self.curves = Curves("step", "loss")
-        self.column.addWidget(self.curves)
-        tip = "Square root of the electrons in a pixel, one grey scale for both."
-        self.measured = Pane("measured", tip)
-        self.predicted = Pane("predicted", f"The pattern that the volume predicts at the same position. {tip}")
-        grid = QGridLayout()
-        grid.setSpacing(4)
-        for column, pane in enumerate((self.measured, self.predicted)):
-            grid.addWidget(pane, 0, column)
-            grid.setColumnStretch(column, 1)
-        self.column.addLayout(grid)
-        follow_theme(napari_viewer, self.curves, self.measured, self.predicted)
+        self.watch = Watch(napari_viewer)
+        self.column.addWidget(self.watch)
 
         self.column.addWidget(heading("Take it along"))
         grid = QGridLayout()
@@ -139,20 +124,14 @@ class Reconstruct(Dock):
         self.pump.records.connect(self._have_records)
         self.pump.state.connect(self._have_state)
         self.pump.ended.connect(self._ended)
-        self._predictor: Answerer[Any] = Answerer(_predict, self)
-        self._predictor.answered.connect(self._have_prediction)
-        self._predictor.failed.connect(notify)
-        self.session.changed.connect(self._session_changed)
-        self.session.pattern_changed.connect(self._pattern_changed)
+        self.session.changed.connect(self._update_buttons)
         napari_viewer.layers.events.removed.connect(self._layer_removed)
-        follow_cursor(self, napari_viewer)
         jobs = self._jobs
         self.on_close(lambda: stop_jobs(jobs))
 
         last = recall("reconstruct").get("method", DEFAULT_METHOD)
         self.method.setCurrentText(last if last in METHODS else DEFAULT_METHOD)
         self._choose(self.method.currentText())
-        self._session_changed()
 
     # what is asked for
 
@@ -279,9 +258,10 @@ class Reconstruct(Dock):
         self._made, self._run, self._last = made, None, None
         self._told_of_removal, self._started = False, True
         self._name = f"{request.scan.stem}: {request.method}"
+        self.watch.forget_volume()
         if not resume:
             self._rows, self._volume = [], None
-            self.curves.show_lines({})
+            self.watch.show_rows([])
         self._jobs.append(job)
         self.progress.setRange(0, 0)
         self.progress.setFormat("")
@@ -299,12 +279,7 @@ class Reconstruct(Dock):
         self.progress.setRange(0, total)
         self.progress.setValue(step)
         self.progress.setFormat("%v of %m")
-        steps = [row[0] for row in self._rows]
-        lines = {"loss": (steps, [row[2] for row in self._rows])}
-        held = [(row[0], row[3]) for row in self._rows if row[3] is not None]
-        if held:
-            lines["held out"] = ([s for s, _ in held], [float(v or 0) for _, v in held])
-        self.curves.show_lines(lines)
+        self.watch.show_rows(self._rows)
 
     def _have_state(self, state: State) -> None:
         self._last = state
@@ -318,7 +293,7 @@ class Reconstruct(Dock):
             self._update_buttons()
         elif self._volume.there:
             self._volume.show(state.volume)
-        self._ask_prediction()
+        self.watch.show_volume(self._scan_path, self._run, state.volume)
 
     def _make_layer(self, run: Run) -> VolumeLayer:
         record, truth = run.folder.record, run.scan.truth
@@ -357,10 +332,6 @@ class Reconstruct(Dock):
         self._update_buttons()
 
     # what is shown
-
-    def _session_changed(self) -> None:
-        self._update_buttons()
-        self._pattern_changed()
 
     def _update_buttons(self) -> None:
         job = self.job
@@ -413,29 +384,6 @@ class Reconstruct(Dock):
         report = (run.folder.path / "report.html").resolve().as_uri()
         return f"{', '.join(parts)}. <a href='{report}' style='color: {LINK}'>Open the report</a>"
 
-    def _pattern_changed(self) -> None:
-        scan = self.session.scan_in_file
-        if scan is None:
-            return
-        row, column = divmod(self.session.pattern, scan.shape[1])
-        measured = np.sqrt(scan.counts[row, column].astype(np.float32))
-        self._levels = (0.0, float(measured.max()) or 1.0)
-        self.measured.title.setText(f"measured {row}, {column}")
-        self.measured.show_image(measured, levels=self._levels)
-        self._ask_prediction()
-
-    def _ask_prediction(self) -> None:
-        if self._run is not None and self._last is not None:
-            scan = self._run.scan
-            if self.session.pattern < scan.n_patterns and self.session.path == self._scan_path:
-                thickness = self._run.config.slice_thickness_A
-                self._predictor.ask((scan, self._last.volume, thickness, self.session.pattern))
-
-    def _have_prediction(self, question: Any, pattern: Any) -> None:
-        scan, index = question[0], question[3]
-        if index == self.session.pattern:
-            self.predicted.show_image(np.sqrt(pattern * scan.electrons_per_pattern), levels=self._levels)
-
     def _layer_removed(self, event: Any) -> None:
         volume = self._volume
         if volume is None or event.value != volume.layer:  # napari may hand out proxies: the same, not identical
@@ -464,10 +412,9 @@ class Reconstruct(Dock):
         show_info("Copied to the clipboard.")
 
     def _save_config(self) -> None:
-        start = str(last_folder() / f"{self._shown}.yaml")
-        name, _ = QFileDialog.getSaveFileName(self, "Save config", start, "YAML (*.yaml *.yml)")
-        if name:
-            self.save_config(Path(name))
+        path = ask_save(self, "Save config", f"{self._shown}.yaml", YAML)
+        if path:
+            self.save_config(path)
 
     def save_config(self, path: Path) -> None:
         """Write the method's settings to a YAML file."""
@@ -481,9 +428,9 @@ class Reconstruct(Dock):
         remember_folder(path.parent)
 
     def _load_config(self) -> None:
-        name, _ = QFileDialog.getOpenFileName(self, "Load config", str(last_folder()), "YAML (*.yaml *.yml)")
-        if name:
-            self.load_config(Path(name))
+        path = ask_open(self, "Load config", YAML)
+        if path:
+            self.load_config(path)
 
     def load_config(self, path: Path) -> None:
         """Put the settings of a YAML file into the form; slices stay those of Optics and scan."""
@@ -498,12 +445,9 @@ class Reconstruct(Dock):
         self._form_edited()
 
     def _save_run(self) -> None:
-        if self._run is None:
-            return
-        start = str(last_folder() / self._run.folder.path.name)
-        name, _ = QFileDialog.getSaveFileName(self, "Save run folder", start)
-        if name:
-            self.save_run(Path(name))
+        path = ask_save(self, "Save run folder", self._run.folder.path.name) if self._run is not None else None
+        if path:
+            self.save_run(path)
 
     def save_run(self, path: Path) -> None:
         """Copy the run folder."""
@@ -536,29 +480,3 @@ def stop_jobs(jobs: list[Job[Any, Any]]) -> None:
         job.cancel()
     for job in jobs:
         job.join(JOIN_S)
-
-
-def follow_cursor(dock: Reconstruct, viewer: Any) -> None:
-    """Look at the pattern nearest to the mouse while it moves over the canvas in 2D."""
-    mine = weakref.ref(dock)
-
-    def moved(viewer: Any, event: Any) -> None:
-        dock = mine()
-        if dock is None:
-            viewer.mouse_move_callbacks.remove(moved)
-            return
-        scan: Scan | None = dock.session.scan_in_file
-        if scan is None or viewer.dims.ndisplay != 2 or "torch" not in sys.modules:
-            return
-        distance = np.hypot(*(scan.positions_A - np.asarray(event.position[-2:])).T)
-        nearest = int(np.argmin(distance))
-        if distance[nearest] <= 2 * scan.pixel_size_A + np.ptp(scan.positions_A[:2], axis=0).max():
-            dock.session.set_pattern(nearest)
-
-    viewer.mouse_move_callbacks.append(moved)
-
-
-def _predict(question: Any) -> Any:
-    from mepdiff_core.forward import predict_pattern
-
-    return predict_pattern(*question)
