@@ -27,6 +27,7 @@ FOREIGN = {
     "pyfftw",
     "scipy",
     "skimage",
+    "spglib",
     "tifffile",
     "torch",
 }
@@ -115,6 +116,7 @@ def importers(library: str) -> set[str]:
         ("torchvision", "ptyrad_adapter.py"),
         ("pyfftw", "fourier.py"),
         ("gemmi", "cif.py"),
+        ("spglib", "symmetry.py"),
         ("yaml", "config.py"),
         ("tifffile", "runs.py"),
         ("safetensors", "arrays.py"),

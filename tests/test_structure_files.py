@@ -24,7 +24,8 @@ from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
 from mepdiff_core.sites import ReadOptions
 from mepdiff_core.species import parse_formula
-from mepdiff_core.structure_files import Rejection, find_files, read_crystal, read_crystals
+from mepdiff_core.structure_files import SYMMETRY_TOLERANCE_A, Rejection, find_files, read_crystal, read_crystals
+from mepdiff_core.symmetry import find_symmetry
 
 CELL = "".join(
     f"_cell_{name} {{}}\n" for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
@@ -371,12 +372,12 @@ READ = {  # id: (text, atoms in the cell, space group)
             "Sr O",
         ),
         "SrO",
-        "1 P1",
+        "123 P4/mmm",
     ),
     "Z and density of zero say nothing": (
         paper((4,) * 3, CUBIC, P1 + "_cell_formula_units_Z 0\n_exptl_crystal_density_diffrn 0\n", table("Po1 Po 0 0 0")),
         "Po",
-        "1 P1",
+        "221 Pm-3m",
     ),
     "benzene": (
         paper(CELL_BENZENE, CUBIC, name("P b c a"), table(*BENZENE, *BENZENE_H), "C6 H6", 4),
@@ -896,7 +897,7 @@ def test_a_crystal_written_as_p1_reads_back(tmp_path_factory: pytest.TempPathFac
     assert (again.numbers == crystal.numbers).all()
     np.testing.assert_allclose(again.fractional, crystal.fractional, atol=1e-11)
     np.testing.assert_allclose(again.cell_A, crystal.cell_A, atol=1e-9)
-    assert again.structure_type == "1 P1"
+    assert again.structure_type == str(find_symmetry(again, SYMMETRY_TOLERANCE_A))
 
 
 @given(number=st.integers(1, 230))

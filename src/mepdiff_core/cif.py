@@ -1,4 +1,4 @@
-"""CIF text -> the sites of a unit cell, read right or refused with the reason. The one place that knows gemmi."""
+"""CIF text -> the sites of a unit cell, read right or refused with the reason; and back. The one place that knows gemmi."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import functools
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mepdiff_core import __version__
 from mepdiff_core.config import check
+from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
+from mepdiff_core.files import atomic_path
 from mepdiff_core.sites import (
     FULL,
     SAME_PLACE_A,
@@ -27,6 +32,7 @@ from mepdiff_core.sites import (
     without_hydrogen,
 )
 from mepdiff_core.species import HYDROUS, Statement, check_contents, parse_formula, read_element
+from mepdiff_core.unit_cell import UnitCell
 
 Operations = list[tuple[npt.NDArray[np.int64], FloatArray]]
 
@@ -51,6 +57,9 @@ OTHER_ATOMS = {
     "_atom_site_Cartn_x": "has only Cartesian coordinates (_atom_site_Cartn_x), of unsaid axes; give fractional ones",
 }
 MAX_IMAGES = 5_000_000
+BEAM_COMMENT = """\
+# c lies along the beam, which enters the specimen at fract_z = 0. Fractional 0 0 0 is the origin of the scan's positions.
+"""
 
 
 def symmetry_operations(spacegroup: int | str) -> Operations:
@@ -77,6 +86,13 @@ def spacegroup_number(spacegroup: str) -> int:
     group = _group_named(spacegroup, 90.0, 120.0, prefer="2H")
     check(group is not None, f"space group '{spacegroup}' is not known; give a symbol like 'P 63/m m c'")
     return int(group.number)
+
+
+def spacegroup_symbol(number: int) -> str:
+    """The short Hermann-Mauguin symbol of a number, 1 to 230, in the standard setting, like "Fm-3m"."""
+    import gemmi
+
+    return _symbol(gemmi.get_spacegroup_reference_setting(number))
 
 
 def parse(content: bytes) -> list[tuple[str, Any]]:
@@ -146,6 +162,99 @@ def read_block(block: Any, options: ReadOptions) -> tuple[Sites, str]:
         "symmetry operations",
     )
     return results[0]
+
+
+def write_cif(path: str | Path, crystal: Crystal | UnitCell, name: str = "") -> None:
+    """Write all atoms of a crystal in P 1, atomically.
+
+    Of a ``UnitCell`` the file also holds standard uncertainties of the coordinates, candidate species of the sites, the
+    lattice in the frame of the scan, and that c lies along the beam. Coordinates are true to 1e-4 Å.
+
+    Args:
+        path: the file.
+        crystal: what to write.
+        name: of the data block; by default the crystal's, for a ``UnitCell`` the file's.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    from ase.data import chemical_symbols
+    from gemmi import cif
+
+    found = crystal.right_handed if isinstance(crystal, UnitCell) else None
+    written = crystal.to_crystal(Path(path).stem) if isinstance(crystal, UnitCell) else crystal
+    document = cif.Document()
+    block = document.add_new_block(re.sub(r"[^A-Za-z0-9.+-]+", "_", name or written.name) or "crystal")
+    block.set_pair("_audit_creation_method", cif.quote(f"mepdiff {__version__}"))
+    if found is not None:
+        _describe(block, found)
+    counts = Counter(written.symbols)
+    block.set_pair(
+        "_chemical_formula_sum", cif.quote(" ".join(f"{s}{n if n > 1 else ''}" for s, n in sorted(counts.items())))
+    )
+    lengths = np.linalg.norm(written.cell_A, axis=1)
+    for letter, length in zip("abc", lengths, strict=True):
+        block.set_pair(f"_cell_length_{letter}", f"{length:.6f}")
+    for letter, (i, j) in {"alpha": (1, 2), "beta": (0, 2), "gamma": (0, 1)}.items():
+        cosine = written.cell_A[i] @ written.cell_A[j] / lengths[i] / lengths[j]
+        block.set_pair(f"_cell_angle_{letter}", f"{np.degrees(np.arccos(cosine)):.6f}")
+    block.set_pair("_cell_volume", f"{abs(np.linalg.det(written.cell_A)):.4f}")
+    block.set_pair("_cell_formula_units_Z", "1")
+    block.set_pair("_space_group_name_H-M_alt", "'P 1'")
+    block.set_pair("_space_group_IT_number", "1")
+    block.init_loop("_space_group_symop_", ["operation_xyz"]).add_row(["'x, y, z'"])
+
+    labels = []
+    so_far: Counter[str] = Counter()
+    for symbol in written.symbols:
+        so_far[symbol] += 1
+        labels.append(f"{symbol}{so_far[symbol]}")
+    spread = np.full(written.fractional.shape, np.nan)
+    if found is not None:  # the posterior's z, y and x taken as independent
+        share = np.linalg.inv(found.lattice_A) ** 2
+        known = np.where(share > 0, found.spread_A[:, :, None] ** 2 * share, 0.0)  # a NaN along z leaves x and y alone
+        spread = np.sqrt(known.sum(1))
+    names = ["label", "type_symbol", "fract_x", "fract_y", "fract_z", "occupancy"]
+    loop = block.init_loop("_atom_site_", names)
+    for label, symbol, place, width in zip(labels, written.symbols, written.fractional, spread, strict=True):
+        coordinates = [_with_uncertainty(*triple) for triple in zip(place, width, lengths, strict=True)]
+        loop.add_row([label, symbol, *coordinates, "1"])
+    if found is not None:
+        loop = block.init_loop("_mepdiff_site_candidate_", ["label", "type_symbol", "probability"])
+        for label, candidates in zip(labels, found.candidates, strict=True):
+            for number, probability in candidates:
+                loop.add_row([label, chemical_symbols[number], f"{probability:.4f}"])
+    with atomic_path(path) as temporary:
+        temporary.write_text((BEAM_COMMENT if found is not None else "") + document.as_string(), encoding="utf-8")
+
+
+def _describe(block: Any, cell: UnitCell) -> None:
+    """What a crystallographer's items have no word for."""
+    from gemmi import cif
+
+    if cell.periodic_along_beam:
+        text = "The cell repeats along c, which lies along the beam, through the thickness of the specimen."
+    else:
+        text = (
+            "The specimen has no period along the beam. c is as long as the specimen is thick: the cell holds one\n"
+            "column of it from the entrance to the exit face and must not be repeated along c."
+        )
+    block.set_pair("_mepdiff_special_details", cif.quote(text))
+    block.set_pair("_mepdiff_beam_axis", "c")
+    block.set_pair("_mepdiff_periodic_along_beam", "yes" if cell.periodic_along_beam else "no")
+    block.set_pair("_mepdiff_specimen_thickness_A", f"{cell.thickness_A:.6g}")
+    loop = block.init_loop("_mepdiff_lattice_vector_", ["id", "scan_x_A", "scan_y_A", "scan_z_A"])
+    for letter, vector in zip("abc", cell.lattice_A, strict=True):
+        loop.add_row([letter, *(f"{value + 0.0:.6f}" for value in vector[::-1])])
+
+
+def _with_uncertainty(value: float, spread: float, length_A: float) -> str:
+    """A fractional coordinate like "0.12345(67)", rounded by at most 3e-5 Å and to two digits of its spread or more."""
+    if not spread > 0 or not math.isfinite(spread):
+        return f"{value:.8f}"
+    digits = max(math.ceil(math.log10(length_A / 5e-5)), 1 - math.floor(math.log10(spread)))
+    digits = min(digits, 8)
+    return f"{value:.{digits}f}({max(round(spread * 10**digits), 1)})"
 
 
 # text
@@ -399,10 +508,12 @@ def _matrices(operations: Iterable[Any]) -> tuple[npt.NDArray[np.int64], FloatAr
 
 def _title(group: Any) -> str:
     """Number and short symbol, the same for every origin and for both axes of a rhombohedral group."""
-    if group is None:
-        return ""
-    short = group.short_name()
-    return f"{group.number} {'R' + short[1:] if group.ext == 'H' else short}"
+    return f"{group.number} {_symbol(group)}" if group is not None else ""
+
+
+def _symbol(group: Any) -> str:
+    short = str(group.short_name())
+    return "R" + short[1:] if group.ext == "H" else short
 
 
 def _check_metric(block: Any, cell_A: FloatArray, rotations: npt.NDArray[np.int64]) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 Axis = Literal["a", "b", "c"]
+FACE_A = 1e-4
+"""An atom this little below a face of a box lies on it."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,13 @@ def cut_box(
         rotation_deg: turns the crystal about the beam before, from +x towards +y.
 
     Returns:
-        All atoms with 0 <= coordinate < size; those within 1e-4 Å below a face count as on it.
+        All atoms with 0 <= coordinate < size; those within ``FACE_A`` below a face count as on it.
     """
+    return fill_box(turned_cell(crystal, axis, rotation_deg), crystal.fractional, crystal.numbers, size_A, origin_A)
+
+
+def turned_cell(crystal: Crystal, axis: Axis, rotation_deg: float = 0.0) -> npt.NDArray[np.float64]:
+    """(3, 3), rows are the lattice vectors a, b, c as (z, y, x) in Å, turned as ``cut_box`` says."""
     first = "abc".index(axis)
     along, beside = crystal.cell_A[first], crystal.cell_A[(first + 1) % 3]
     ez = along / np.linalg.norm(along)
@@ -88,18 +95,33 @@ def cut_box(
     ey = np.cross(ez, ex)
     c, s = math.cos(math.radians(rotation_deg)), math.sin(math.radians(rotation_deg))
     turn = np.stack([ez, c * ey + s * ex, c * ex - s * ey])  # rows: z, y, x
-    cell = crystal.cell_A @ turn.T  # rows: lattice vectors as (z, y, x)
+    cell: npt.NDArray[np.float64] = crystal.cell_A @ turn.T
+    return cell
 
+
+def fill_box(
+    cell_A: npt.NDArray[np.float64],
+    fractional: npt.NDArray[np.float64],
+    numbers: npt.NDArray[np.int64],
+    size_A: tuple[float, float, float],
+    origin_A: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Atoms:
+    """Fill a box with a repeated cell; its faces share out the atoms as those of ``cut_box``.
+
+    Args:
+        cell_A: (3, 3), rows are lattice vectors as (z, y, x).
+        fractional: (n, 3) in [0, 1); numbers: (n,).
+        size_A: (z, y, x) extent of the box; origin_A: its corner.
+    """
     size, origin = np.asarray(size_A, float), np.asarray(origin_A, float)
     corners = origin + size * np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-    reach = corners @ np.linalg.inv(cell)
+    reach = corners @ np.linalg.inv(cell_A)
     low, high = np.floor(reach.min(0)).astype(int) - 1, np.ceil(reach.max(0)).astype(int) + 1
     shifts = np.stack(np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij"), -1).reshape(
         -1, 3
     )
-    positions = ((crystal.fractional[None] + shifts[:, None]) @ cell - origin).reshape(-1, 3)
-    numbers = np.tile(crystal.numbers, len(shifts))
-    tolerance = 1e-4
-    inside = np.all((positions >= -tolerance) & (positions < size - tolerance), axis=1)
+    positions = ((fractional[None] + shifts[:, None]) @ cell_A - origin).reshape(-1, 3)
+    repeated = np.tile(numbers, len(shifts))
+    inside = np.all((positions >= -FACE_A) & (positions < size - FACE_A), axis=1)
     kept = np.maximum(positions[inside], 0.0)
-    return Atoms(kept, numbers[inside], (float(size[0]), float(size[1]), float(size[2])))
+    return Atoms(kept, repeated[inside], (float(size[0]), float(size[1]), float(size[2])))

@@ -7,7 +7,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from mepdiff_core import cif
 from mepdiff_core.config import check
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
-from mepdiff_core.sites import ReadOptions, Sites, check_cell, check_elements, settle, without_hydrogen
+from mepdiff_core.sites import FULL, ReadOptions, Sites, check_cell, check_elements, settle, without_hydrogen
+from mepdiff_core.symmetry import find_symmetry
 
 SUFFIXES = {
     ".cif": "cif",
@@ -30,6 +31,8 @@ SUFFIXES = {
     ".json": "json",
 }
 MAX_BYTES = 500_000_000
+SYMMETRY_TOLERANCE_A = 0.01
+"""Of the symmetry of a file written as P 1: coordinates of four digits."""
 
 Structure = tuple[str, Callable[[ReadOptions], tuple[Sites, str]]]
 """The name of a part of a file, and what reads the sites of its unit cell and its space group."""
@@ -100,7 +103,8 @@ def read_crystals(path: str | Path, options: ReadOptions | None = None) -> Itera
     other, symmetry that contradicts the cell or itself, hydrogen that has no site (unless hydrogen is removed), and contents
     that contradict the file's own formula, number of formula units or density.
 
-    A crystal is called like its file, with the name of its block if the file holds several.
+    A crystal is called like its file, with the name of its block if the file holds several. The structure type of a file in
+    P 1 is the space group that its atoms have within ``SYMMETRY_TOLERANCE_A``.
     """
     path, options = Path(path), options or ReadOptions()
     try:
@@ -135,12 +139,23 @@ def _named(path: Path, structures: Iterator[Structure], options: ReadOptions) ->
             sites, structure_type = read(options)
             atoms = settle(sites, options, index)
             name = path.stem if alone else f"{path.stem}_{re.sub(r'[^A-Za-z0-9.+-]', '_', part)}"
-            yield Crystal(name, atoms.cell_A, atoms.numbers, atoms.fractional, structure_type)
+            crystal = Crystal(name, atoms.cell_A, atoms.numbers, atoms.fractional, structure_type)
+            if structure_type == "1 P1" and (sites.occupancy > 1 - FULL).all():
+                crystal = _with_its_symmetry(crystal)
+            yield crystal
         except InputError as error:
             yield Rejection(path, "" if alone else part, str(error))
         if broken:
             yield Rejection(path, f"after {part}", str(broken))
         index += 1
+
+
+def _with_its_symmetry(crystal: Crystal) -> Crystal:
+    """Programs write P 1 for whatever symmetry their atoms have; the structure type is the true one."""
+    try:
+        return replace(crystal, structure_type=str(find_symmetry(crystal, SYMMETRY_TOLERANCE_A)))
+    except InputError:
+        return crystal
 
 
 def _blocks(path: Path) -> Iterator[Structure]:

@@ -1,0 +1,250 @@
+"""Waves through a crystal drawn from its atoms, and what each atom does to them.
+
+Atoms are drawn finely and the transmission function, not the phase, is brought to the model's pixel; windows are twice the
+detector's. A volume at the detector's pixel misses several percent of the scattering (docs/method.md); this model misses
+less than the counts can tell, which is what lets them decide where an atom lies.
+
+Waves are linear in the transmission function of a slice: what a change of one slice's phase adds to the exit wave is the
+source i dphase T psi, carried through the slices behind it. Summed over pixels these additions give the gradient and the
+Fisher information of the Poisson likelihood by the amount of matter in every slice of every column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+
+from mepdiff_core.config import check
+from mepdiff_core.crystals import Atoms
+from mepdiff_core.forward import Multislice, detector_indices
+from mepdiff_core.optics import frequencies, make_probe, propagator
+from mepdiff_core.renderer import Renderer
+from mepdiff_core.scan import Scan
+
+WINDOW = 2
+DRAWN_A, MODEL_A = 0.1, 0.135
+"""Largest pixels of the drawing and of the waves; coarser ones cost hundreds of nats on strong crystals."""
+BACKGROUND_ELECTRONS = 5e-4
+"""Electrons a pixel that no model explains: more would hide the few electrons at high angles, which tell much."""
+BANDWIDTH = 2 / 3
+"""Part of the drawing's frequencies that transmission function and propagator keep. Source: Kirkland (2010), section 6.8."""
+PATTERNS_AT_ONCE, SOURCES_AT_ONCE = 2, 4
+"""Patterns and sources whose waves are carried together: more do not stay in a processor's cache."""
+
+Sources = Sequence[Mapping[int, Tensor]]
+"""For each parameter: slice -> derivative of that slice's phase by it, on the drawing's grid."""
+
+
+class AtomWaves:
+    """Predicts patterns of a crystal drawn from atoms.
+
+    Args:
+        scan: positions, optics, probe and counts.
+        slices: number of slices; slice_thickness_A: their thickness, Å.
+        background_electrons: a pixel.
+        device: where to compute.
+
+    Attributes:
+        origin_A: (y, x) of the drawing's first pixel in the frame of the scan's positions.
+        size_A: (y, x) extent of the drawing, Å; it is periodic.
+    """
+
+    def __init__(
+        self,
+        scan: Scan,
+        slices: int,
+        slice_thickness_A: float,
+        background_electrons: float = BACKGROUND_ELECTRONS,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        n, pixel = scan.n_pixels, scan.pixel_size_A
+        quarter = math.ceil(4 * pixel / MODEL_A - 1e-9)  # model pixels along four of the detector's
+        while (WINDOW * n * quarter) % 8:
+            quarter += 1
+        self.grid = WINDOW * n * quarter // 4
+        self.model_pixel_A = 4 * pixel / quarter
+        factor = math.ceil(pixel / DRAWN_A - 1e-9)
+        self.drawn_pixel_A = pixel / factor
+        low, high = scan.positions_A.min(0), scan.positions_A.max(0)
+        reach = int(np.ceil((high - low).max() / pixel)) + WINDOW * n + 4
+        self.pixels = 4 * next_fast_len(math.ceil(reach / 4))
+        before = WINDOW * n // 2 + 2
+        self.origin_A = low - before * pixel
+        self.size_A = (self.pixels * pixel, self.pixels * pixel)
+        self.drawn = self.pixels * factor
+        self.waves_grid = self.pixels * quarter // 4
+        self.slices, self.slice_thickness_A = slices, slice_thickness_A
+        self.device = torch.device(device)
+        self._limit = torch.as_tensor(self._bandwidth(self.waves_grid), dtype=torch.float32, device=self.device)
+        self.renderer = Renderer(
+            (self.drawn, self.drawn), self.drawn_pixel_A, slices, slice_thickness_A, scan.optics.energy_eV, device
+        )
+        self._flat = Renderer((self.drawn, self.drawn), self.drawn_pixel_A, 1, 1.0, scan.optics.energy_eV, device)
+        position = (scan.positions_A - self.origin_A) / self.model_pixel_A
+        nearest = np.round(position).astype(np.int64)
+        transfer = propagator(scan.optics.energy_eV, self.grid, self.model_pixel_A, slice_thickness_A)
+        self.waves = Multislice(
+            _probe(scan, self.grid, self.model_pixel_A),
+            transfer * self._bandwidth(self.grid),
+            nearest - self.grid // 2,
+            position - nearest,
+            detector_indices(n, self.grid, WINDOW),
+            WINDOW**2,
+            device,
+        )
+        self.electrons = scan.electrons_per_pattern
+        self.background = background_electrons / self.electrons
+        counts = np.fft.ifftshift(scan.patterns(), axes=(-2, -1)).astype(np.float32)
+        self.counts = torch.as_tensor(counts).to(self.device)
+        self._amplitude = math.sqrt(self.waves.gain) / self.grid
+
+    def _bandwidth(self, grid: int) -> npt.NDArray[np.bool_]:
+        ky, kx = frequencies(grid, self.model_pixel_A)
+        return np.asarray(np.hypot(ky, kx) <= BANDWIDTH / (2 * self.drawn_pixel_A))
+
+    def draw(self, positions_A: npt.NDArray[np.floating], numbers: npt.NDArray[np.integer]) -> Tensor:
+        """Phase of each slice, (slices, drawn, drawn) rad, of atoms at (z, y, x) Å in the frame of the scan's positions."""
+        return self.renderer.render([self._atoms(positions_A, numbers)])[0]
+
+    def draw_flat(self, positions_A: npt.NDArray[np.floating], number: int) -> Tensor:
+        """(drawn, drawn) projected phase, rad, of atoms of one element at (y, x) Å."""
+        placed = np.concatenate([np.zeros((len(positions_A), 1)), positions_A], axis=1)
+        return self._flat.render([self._atoms(placed, np.full(len(placed), number))])[0, 0]
+
+    def _atoms(self, positions_A: npt.NDArray[np.floating], numbers: npt.NDArray[np.integer]) -> Atoms:
+        moved = np.array(positions_A, float)
+        moved[:, 1:] = (moved[:, 1:] - self.origin_A) % self.size_A
+        return Atoms(moved, np.asarray(numbers), (self.slices * self.slice_thickness_A, *self.size_A))
+
+    def transmission(self, phase: Tensor) -> Tensor:
+        """(slices, y, x) complex at the model's pixel, from phases at the drawing's."""
+        return torch.stack([self.to_model(torch.polar(torch.ones_like(plane), plane)) for plane in phase])
+
+    def to_model(self, drawn: Tensor) -> Tensor:
+        """(..., y, x) on the drawing's grid, cut off beyond the model's frequencies."""
+        spectrum = torch.fft.fftshift(torch.fft.fft2(drawn), dim=(-2, -1))
+        first = self.drawn // 2 - self.waves_grid // 2
+        inside = slice(first, first + self.waves_grid)
+        cut = torch.fft.ifftshift(spectrum[..., inside, inside], dim=(-2, -1)) * self._limit
+        result: Tensor = torch.fft.ifft2(cut) * (self.waves_grid / self.drawn) ** 2
+        return result
+
+    def predict(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> Tensor:
+        """(positions, n, n) expected electrons, background included, zero frequency at the corner."""
+        with torch.no_grad():
+            parts = [
+                self.waves.intensity(self.waves.exit_spectrum(transmission[None], part)[0])[0]
+                for part in _chunks(indices, PATTERNS_AT_ONCE)
+            ]
+        return (torch.cat(parts) + self.background) * self.electrons
+
+    def misfit(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+        """(positions,) Poisson deviance over two of each pattern, in nats: the negative log-likelihood above the data's own."""
+        result = [
+            self.deviance(self.predict(transmission, part), part) for part in _chunks(indices, 8 * PATTERNS_AT_ONCE)
+        ]
+        return np.concatenate(result)
+
+    def deviance(self, expected: Tensor, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+        """(positions,) sums of expected - counts + counts log(counts / expected), in float64."""
+        counts = self.counts[torch.as_tensor(indices, device=self.device)].double()
+        expected = expected.double()
+        terms = expected - counts + torch.special.xlogy(counts, counts / expected)
+        return np.asarray(terms.sum((-2, -1)).cpu().numpy())
+
+    def quadratic(
+        self,
+        phase: Tensor,
+        sources: Sources,
+        indices: npt.NDArray[np.integer],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> tuple[float, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The misfit around a crystal, to second order in its parameters.
+
+        Args:
+            phase: (slices, drawn, drawn), rad.
+            sources: what each parameter changes.
+            indices: which patterns.
+
+        Returns:
+            Misfit in nats; its gradient (parameters,); the Fisher information (parameters, parameters). Sums in float64.
+        """
+        waves, n = self.waves, self.grid
+        transmission = self.transmission(phase)
+        order = sorted(range(len(sources)), key=lambda p: min(sources[p], default=self.slices))
+        planes = {p: {s: self.to_model(image).mul_(1j * transmission[s]) for s, image in sources[p].items()} for p in order}
+        gradient = torch.zeros(len(sources), dtype=torch.float64)
+        fisher = torch.zeros(len(sources), len(sources), dtype=torch.float64)
+        total = 0.0
+        with torch.no_grad():
+            for part in _chunks(indices, PATTERNS_AT_ONCE):
+                corners = waves.corners[part].tolist()
+                before, spectrum = self._forward(transmission, part)
+                amplitude = waves._seen(spectrum)[0, :, 0] * self._amplitude
+                expected = (amplitude.real.square() + amplitude.imag.square() + self.background) * self.electrons
+                total += float(self.deviance(expected, part).sum())
+                counts = self.counts[torch.as_tensor(part, device=self.device)]
+                residual, weight = 1 - counts / expected, expected.rsqrt()
+                twice = amplitude * (2 * self.electrons)
+                rows = torch.zeros(len(sources), expected.numel(), device=self.device)
+                for first in range(0, len(order), SOURCES_AT_ONCE):
+                    block = order[first : first + SOURCES_AT_ONCE]
+                    added = torch.zeros(len(block), len(part), n, n, dtype=torch.complex64, device=self.device)
+                    started = False
+                    for s in range(self.slices):
+                        for j, (y, x) in enumerate(corners):
+                            window = (slice(y, y + n), slice(x, x + n))
+                            if started:
+                                added[:, j].mul_(transmission[s][window])
+                            for b, p in enumerate(block):
+                                if s in planes[p]:
+                                    added[b, j].addcmul_(planes[p][s][window], before[s][0, j, 0])
+                        started = started or any(s in planes[p] for p in block)
+                        if started and s < self.slices - 1:
+                            added = torch.fft.ifft2(torch.fft.fft2(added).mul_(waves._transfer), norm="forward")
+                    seen = waves._seen(torch.fft.fft2(added)) * self._amplitude
+                    rows[block] = (seen.real * twice.real + seen.imag * twice.imag).reshape(len(block), -1)
+                gradient += (rows @ residual.reshape(-1)).double().cpu()
+                rows *= weight.reshape(-1)
+                fisher += (rows @ rows.T).double().cpu()
+        return total, gradient.numpy(), fisher.numpy()
+
+    def _forward(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> tuple[list[Tensor], Tensor]:
+        """The wave before each slice, and the exit wave's spectrum."""
+        waves = self.waves
+        psi = torch.fft.ifft2(waves._probe_k * waves.shift_phase(indices), norm="forward")[None]
+        before: list[Tensor] = []
+        for s in range(self.slices):
+            before.append(psi)
+            psi = waves._multiply(psi.clone(), transmission[None, s], indices)
+            if s < self.slices - 1:
+                psi = torch.fft.ifft2(torch.fft.fft2(psi).mul_(waves._transfer), norm="forward")
+        return before, torch.fft.fft2(psi)
+
+
+def _probe(scan: Scan, grid: int, pixel_A: float) -> npt.NDArray[np.complexfloating]:
+    """The scan's probe on the model's grid: its optics', or its own put into the wider window and refined."""
+    if scan.probe is None:
+        return make_probe(scan.optics, grid, pixel_A)[None]
+    check(len(scan.probe) == 1, f"the probe has {len(scan.probe)} modes; the crystal solver takes one")
+    n = scan.n_pixels
+    wide = WINDOW * n
+    padded = np.zeros((1, wide, wide), np.complex128)
+    inside = slice(wide // 2 - n // 2, wide // 2 - n // 2 + n)
+    padded[:, inside, inside] = scan.probe
+    spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(padded, axes=(-2, -1))), axes=(-2, -1))
+    fine = np.zeros((1, grid, grid), np.complex128)
+    inside = slice(grid // 2 - wide // 2, grid // 2 - wide // 2 + wide)
+    fine[:, inside, inside] = spectrum
+    probe = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(fine, axes=(-2, -1))), axes=(-2, -1))
+    return np.asarray(probe / np.sqrt(np.sum(np.abs(probe) ** 2)))
+
+
+def _chunks(indices: npt.NDArray[np.integer], size: int) -> list[npt.NDArray[np.integer]]:
+    return [indices[i : i + size] for i in range(0, len(indices), size)]

@@ -1,0 +1,181 @@
+"""Projection -> in-plane lattice -> averaged cell -> atom columns.
+
+The lattice is read off the projection's autocorrelation, normalised by what overlaps, so that the field's edge costs
+nothing. Source: the masked normalised correlation of Padfield, IEEE TIP 21 (2012) 2706; bases are reduced as Lagrange and
+Gauss did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter, map_coordinates
+from skimage.feature import peak_local_max
+
+Image = npt.NDArray[np.floating]
+Array = npt.NDArray[np.float64]
+
+SMALLEST_CELL_A2 = 2.0
+"""No projected cell is smaller: two columns are hardly ever nearer than 1.4 Å."""
+SHORTEST_A = 1.2
+BACKGROUND_A = 1.5
+"""Standard deviation of the Gaussian whose mean is taken off: slow drifts of the phase are no crystal."""
+OVERLAP = 0.12
+"""Shifts that leave less of the illuminated field than this part tell nothing."""
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """An in-plane lattice.
+
+    Attributes:
+        vectors_A: (2, 2) rows are the lattice vectors as (y, x), Å, reduced.
+        correlation: mean normalised correlation of the projection with itself shifted by lattice vectors; 1 is perfect.
+    """
+
+    vectors_A: Array
+    correlation: float
+
+    @property
+    def area_A2(self) -> float:
+        return float(abs(np.linalg.det(self.vectors_A)))
+
+
+def autocorrelation(image: Image, weight: Image) -> tuple[Array, Array]:
+    """Weighted normalised correlation of an image with itself at every shift, and the weight that overlaps.
+
+    Args:
+        image: (y, x); weight: (y, x) from 0 to 1, how far each pixel is to be trusted.
+
+    Returns:
+        (2 y - 1, 2 x - 1) correlations and overlaps, zero shift in the middle; overlaps relative to that of no shift.
+    """
+    h, w = image.shape
+    shape = (2 * h, 2 * w)
+    a = image - np.sum(image * weight) / np.sum(weight)
+
+    def correlate(u: Array, v: Array) -> Array:
+        product = np.fft.irfft2(np.conj(np.fft.rfft2(u, shape)) * np.fft.rfft2(v, shape), shape)
+        return np.asarray(np.fft.fftshift(product)[1:, 1:])
+
+    overlap = correlate(weight, weight)
+    cross = correlate(weight * a, weight * a)
+    left, right = correlate(weight * a * a, weight), correlate(weight, weight * a * a)
+    safe = overlap > 1e-6 * overlap.max()
+    norm = np.sqrt(np.maximum(left * right, 1e-30))
+    return np.where(safe, cross / norm, 0.0), overlap / overlap.max()
+
+
+def reduce_basis(vectors: Array) -> Array:
+    """The shortest basis of a plane lattice (Lagrange and Gauss), with an angle of 60 to 120 degrees, det > 0."""
+    a, b = np.array(vectors, float)
+    while True:
+        if a @ a > b @ b:
+            a, b = b, a
+        shift = round(float(a @ b / (a @ a)))
+        if shift == 0:
+            break
+        b = b - shift * a
+    result = np.stack([a, b])
+    return result if np.linalg.det(result) > 0 else np.stack([a, -b])
+
+
+def find_lattices(image: Image, weight: Image, pixel_size_A: float, count: int = 6) -> list[Lattice]:
+    """Lattices that a projection may have, the likeliest first.
+
+    Args:
+        image: (y, x) projected phase; weight: (y, x) from 0 to 1; pixel_size_A: Å.
+
+    Returns:
+        At most ``count`` lattices; none where the image does not repeat within the field.
+    """
+    flat = image - gaussian_filter(image, BACKGROUND_A / pixel_size_A)
+    corr, overlap = autocorrelation(flat, weight)
+    valid = overlap > OVERLAP
+    middle = np.array(corr.shape) // 2
+    peaks = peak_local_max(np.where(valid, corr, -1), min_distance=2, threshold_abs=0.15)
+    shifts = peaks - middle
+    keep = (np.linalg.norm(shifts, axis=1) * pixel_size_A > SHORTEST_A) & (
+        (shifts[:, 0] > 0) | ((shifts[:, 0] == 0) & (shifts[:, 1] > 0))
+    )
+    peaks = peaks[keep]
+    if len(peaks) < 2:
+        return []
+    fine = np.array([_subpixel(corr, p) for p in peaks]) - middle
+    heights = corr[tuple(peaks.T)]
+    order = np.argsort(-heights)[:60]
+    fine, heights = fine[order], heights[order]
+
+    grid = np.array([(i, j) for i in range(-12, 13) for j in range(-12, 13) if (i, j) > (0, 0)])
+    found: list[tuple[float, float, Array]] = []
+    for i, j in combinations(range(len(fine)), 2):
+        basis = fine[[i, j]]
+        if abs(np.linalg.det(basis)) * pixel_size_A**2 < SMALLEST_CELL_A2:
+            continue
+        reduced = reduce_basis(basis)
+        if np.linalg.norm(reduced[0]) * pixel_size_A < SHORTEST_A:
+            continue
+        if any(_same(reduced, other) for _, _, other in found):
+            continue
+        refined, score = _refine(reduced, corr, overlap, middle, grid)
+        if refined is not None and not any(_same(refined, other) for _, _, other in found):
+            found.append((score, abs(float(np.linalg.det(refined))), refined))
+    return [Lattice(vectors * pixel_size_A, score) for score, _, vectors in sorted(found, key=lambda f: -f[0])[:count]]
+
+
+def _refine(
+    basis: Array, corr: Array, overlap: Array, middle: npt.NDArray[np.integer], grid: npt.NDArray[np.integer]
+) -> tuple[Array | None, float]:
+    """The basis that fits best the peaks near its lattice points, and their mean height, weighted by overlap."""
+    score = 0.0
+    for _ in range(3):
+        points = grid @ basis
+        inside = np.all(np.abs(points) < middle - 2, axis=1)
+        chosen, points = grid[inside], points[inside]
+        weights = map_coordinates(overlap, (points + middle).T, order=1)
+        chosen, points, weights = chosen[weights > OVERLAP], points[weights > OVERLAP], weights[weights > OVERLAP]
+        if len(chosen) < 2:
+            return None, 0.0
+        places = np.array([_climb(corr, p + middle) for p in points]) - middle
+        score = float(np.average(map_coordinates(corr, (points + middle).T, order=1), weights=weights))
+        scale = np.sqrt(weights)[:, None]
+        solution, *_ = np.linalg.lstsq(chosen * scale, places * scale, rcond=None)
+        if abs(np.linalg.det(solution)) < 0.5 * abs(np.linalg.det(basis)):
+            return None, 0.0
+        basis = solution
+    return reduce_basis(basis), score
+
+
+def _climb(corr: Array, start: Array) -> Array:
+    """The sub-pixel maximum next to a place, or the place itself where none is within two pixels."""
+    y, x = np.round(start).astype(int)
+    h, w = corr.shape
+    if not (3 <= y < h - 3 and 3 <= x < w - 3):
+        return start
+    box = corr[y - 2 : y + 3, x - 2 : x + 3]
+    dy, dx = np.unravel_index(int(np.argmax(box)), box.shape)
+    top = np.array([y + dy - 2, x + dx - 2])
+    if dy in (0, 4) or dx in (0, 4):
+        return start
+    return _subpixel(corr, top)
+
+
+def _subpixel(image: Array, place: npt.NDArray[np.integer]) -> Array:
+    y, x = int(place[0]), int(place[1])
+    result = np.array([y, x], float)
+    for axis, (low, high) in enumerate((((y - 1, x), (y + 1, x)), ((y, x - 1), (y, x + 1)))):
+        if not (0 <= low[axis] and high[axis] < image.shape[axis]):
+            continue
+        a, b, c = image[low], image[y, x], image[high]
+        curve = a - 2 * b + c
+        if curve < 0:
+            result[axis] += float(np.clip(0.5 * (a - c) / curve, -0.5, 0.5))
+    return result
+
+
+def _same(a: Array, b: Array) -> bool:
+    coefficients = a @ np.linalg.inv(b)
+    return bool(np.all(np.abs(coefficients - np.round(coefficients)) < 0.08) and abs(abs(np.linalg.det(coefficients)) - 1) < 0.2)
