@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mepdiff_core.calibration import Calibration
 from mepdiff_core.optics import ABERRATION_ORDERS, Optics
-from mepdiff_core.settings import AdamConfig, Constraints, LBFGSConfig, ModelConfig, ProbeFitConfig
+from mepdiff_core.settings import AdamConfig, Constraints, CrystalConfig, LBFGSConfig, ModelConfig, ProbeFitConfig
 
 ABERRATIONS = [(n, m) for n, m in ABERRATION_ORDERS if (n, m) not in ((1, 0), (3, 0))]
 
@@ -88,3 +88,27 @@ probe_fits = st.builds(
     support=st.floats(1, 1e9),
     positivity=st.booleans(),
 )
+
+
+@st.composite
+def crystals(draw: st.DrawFn) -> CrystalConfig:
+    """With what is known of the crystal as numbers, as a file, or not at all."""
+    known = draw(st.sampled_from(["numbers", "file", "nothing"]))
+    path = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\0"), min_size=1, max_size=20)
+    numbers = {
+        "composition": draw(st.sampled_from(["LiMnPO4", "NO", "Y", "Ca(OH)2"])),
+        "lattice_A": draw(st.tuples(positive, positive)),
+        "angle_deg": draw(st.floats(0, 180, exclude_min=True, exclude_max=True)),
+        "period_A": draw(positive),
+    }
+    given = {"numbers": numbers, "file": {"start": draw(path), "axis": draw(st.sampled_from("abc"))}, "nothing": {}}[known]
+    return CrystalConfig(
+        rounds=draw(counts),
+        patterns=draw(counts),
+        samples=draw(st.integers(0, 2**63)),
+        heldout_fraction=draw(st.floats(0, 0.5)),
+        slices=draw(st.none() | st.integers(1, 1000)),
+        slice_thickness_A=draw(positive),
+        seed=draw(st.integers(0, 2**63)),
+        **given,
+    )

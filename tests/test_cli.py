@@ -118,7 +118,7 @@ def test_info_names_versions_devices_and_methods(capsys: Capture) -> None:
     assert info["versions"]["mepdiff"] == mepdiff_core.__version__
     assert info["versions"]["numpy"] == np.__version__
     assert info["devices"][0] == "cpu"
-    assert set(info["methods"]) == {"adam", "lbfgs", "adam-best"}
+    assert set(info["methods"]) == {"adam", "lbfgs", "adam-best", "crystal"}
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     for name in (*info["versions"], *info["methods"], info["default_device"]):
@@ -443,7 +443,7 @@ BAD_INPUT: list[tuple[Sequence[str], str]] = [
     ((*RECONSTRUCT, "--device", "cuda:99"), "device 'cuda:99' is not here"),
     ((*RECONSTRUCT, "--resume"), "new holds no run (no run.yaml); leave out --resume to start one"),
     ((*RECONSTRUCT, "--start", "none.tif"), "none.tif: no such file"),
-    ((*RECONSTRUCT, "--start", "text.cif"), "text.cif cannot be read as a TIFF volume"),
+    ((*RECONSTRUCT, "--start", "text.cif"), "--start text.cif: a CIF file is for the method crystal, not for adam-best"),
     ((*RECONSTRUCT, "--start", "deep.tif"), "deep.tif has shape (2, 3, 9, 9); expected (z, y, x)"),
     ((*RECONSTRUCT, "--start", "small.tif", *FAST), "the start volume has shape (2, 9, 9); this scan's object field has"),
     ((*RECONSTRUCT, "--probe", "none.h5"), "none.h5"),

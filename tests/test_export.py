@@ -29,11 +29,12 @@ from mepdiff_core.reconstruction import MethodConfig, method_config
 from mepdiff_core.scan import Scan, raster_positions
 from mepdiff_core.settings import ADAM_BEST, AdamConfig, Constraints, LBFGSConfig, ModelConfig
 from napari_mepdiff._export import Request, as_command, as_python, changed, flat, in_yaml
-from strategies import ABERRATIONS, adams, finite, lbfgs
+from strategies import ABERRATIONS, adams, crystals, finite, lbfgs
 
 quick = settings(max_examples=80, deadline=None)
 
 methods = st.tuples(st.sampled_from(["adam", "adam-best"]), adams) | st.tuples(st.just("lbfgs"), lbfgs)
+methods |= st.tuples(st.just("crystal"), crystals)
 # every sign that a file's name can have
 names = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0/"), min_size=1, max_size=30)
 paths = st.lists(names, min_size=1, max_size=3).map(lambda parts: Path("/", *parts))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from strategies import adams, calibrations, constraints, finite, lbfgs, models, positive, probe_fits
+from strategies import adams, calibrations, constraints, crystals, finite, lbfgs, models, positive, probe_fits
 
 pytest.importorskip("napari")
 from qtpy.QtCore import Qt
@@ -22,7 +22,7 @@ from mepdiff_core.calibration import Calibration
 from mepdiff_core.config import check, describe
 from mepdiff_core.errors import InputError
 from mepdiff_core.optics import ABERRATION_ORDERS, Optics
-from mepdiff_core.settings import ADAM_BEST, AdamConfig, Constraints, LBFGSConfig, ModelConfig, ProbeFitConfig
+from mepdiff_core.settings import ADAM_BEST, AdamConfig, Constraints, CrystalConfig, LBFGSConfig, ModelConfig, ProbeFitConfig
 from mepdiff_core.simulate import SimulationConfig
 from napari_mepdiff._form import (
     INVALID_STYLE,
@@ -50,6 +50,7 @@ CONFIGS = [
     (AdamConfig(), adams),
     (ADAM_BEST, adams),
     (LBFGSConfig(), lbfgs),
+    (CrystalConfig(), crystals),
     (ProbeFitConfig(), probe_fits),
     (Calibration(), calibrations),
 ]

@@ -23,11 +23,14 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QLabel, QPushButton
 
+from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
 from mepdiff_core.optics import make_probe
 from mepdiff_core.reconstruction import METHODS
 from mepdiff_core.scan import Scan, load_scan, save_scan
-from mepdiff_core.states import State
+from mepdiff_core.settings import CrystalConfig
+from mepdiff_core.states import CrystalState, State
+from mepdiff_core.unit_cell import from_crystal
 from napari_mepdiff import _preferences
 from napari_mepdiff._all_steps import STEPS, AllSteps, open_all_steps
 from napari_mepdiff._dock import WIDTH
@@ -414,6 +417,47 @@ def test_a_run_forms_in_a_layer_of_its_own(window: Window, small_file: Path, sma
     predicted, measured = watch.predicted.image.image, watch.measured.image.image
     assert np.corrcoef(predicted.ravel(), measured.ravel())[0, 1] > 0.9
     assert window.said == []
+
+
+def test_a_crystal_run_ends_with_its_spread_and_its_limits(
+    window: Window, small_file: Path, perovskite: Crystal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cell = from_crystal(perovskite, "c", (0.3, 0.2, 0.4), 6.4)
+    asked: list[CrystalConfig] = []
+
+    def loop(scan: Scan, config: CrystalConfig, device: Any, start: Any, checkpoint: Any) -> Iterator[State]:
+        assert scan.truth is not None
+        asked.append(config)
+        truth = scan.truth.phase.astype(np.float32)
+        even = np.repeat(truth.mean(0, keepdims=True), len(truth), 0)
+        yield CrystalState(1, 2, even, float("nan"), 0.1, 1, note="projection", stage="projection")
+        samples = np.stack([truth - 0.1, truth + 0.1])
+        yield CrystalState(2, 2, truth, 3.0, 0.2, 2, cell=cell, stage="posterior", samples=samples, verdict="It is right.")
+
+    monkeypatch.setitem(METHODS, "crystal", replace(METHODS["crystal"], run=loop))
+    window.open(small_file)
+    dock = window.reconstruct
+    dock.method.setCurrentText("crystal")
+    assert dock.form is not None
+    window.type(dock, "composition", "SrTi")
+    assert dock.form.error == ""
+    window.type(dock, "composition", "SrTi03")
+    assert "composition is 'SrTi03'" in dock.form.error
+    window.type(dock, "composition", "SrTiO3")
+    window.type(dock, "lattice_A", "3.905, 0.3905 nm")
+    assert "go together" in dock.form.error
+    window.type(dock, "angle_deg", "90")
+    window.run_to_end()
+    assert (asked[0].composition, asked[0].lattice_A, asked[0].angle_deg) == ("SrTiO3", (3.905, pytest.approx(3.905)), 90.0)
+    assert "Finished. 2 steps" in dock.status.text()
+    assert texts(window.said) == ["It is right."]
+    truth = window.layer("ground truth").data
+    np.testing.assert_allclose(window.layer("small: crystal").data, truth)
+    np.testing.assert_allclose(window.layer("crystal, mean").data, truth, atol=1e-6)
+    np.testing.assert_allclose(window.layer("crystal, spread").data, 0.1 * 2**0.5, atol=1e-5)
+    assert [*dock.watch.curves._lines["loss"].getData()[0]] == [2]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "crystal.cif").exists()
 
 
 def test_pause_waits_resume_goes_on_stop_stops_and_continue_goes_on(

@@ -19,8 +19,10 @@ _PUBLIC = {
     "ModelConfig": "settings",
     "AdamConfig": "settings",
     "Constraints": "settings",
+    "CrystalConfig": "settings",
     "LBFGSConfig": "settings",
     "State": "states",
+    "CrystalState": "states",
     "reconstruct": "reconstruction",
     "ProbeFitConfig": "settings",
     "fit_probe": "probe",
@@ -39,9 +41,9 @@ if TYPE_CHECKING:
     from mepdiff_core.probe import fit_probe
     from mepdiff_core.reconstruction import reconstruct
     from mepdiff_core.scan import Scan, load_scan, save_scan
-    from mepdiff_core.settings import AdamConfig, Constraints, LBFGSConfig, ModelConfig, ProbeFitConfig
+    from mepdiff_core.settings import AdamConfig, Constraints, CrystalConfig, LBFGSConfig, ModelConfig, ProbeFitConfig
     from mepdiff_core.simulate import SimulationConfig, simulate_scan
-    from mepdiff_core.states import State
+    from mepdiff_core.states import CrystalState, State
 
 
 def __getattr__(name: str) -> Any:

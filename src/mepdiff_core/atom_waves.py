@@ -12,7 +12,7 @@ Fisher information of the Poisson likelihood by the amount of matter in every sl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -145,10 +145,8 @@ class AtomWaves:
         return (torch.cat(parts) + self.background) * self.electrons
 
     def misfit(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-        """(positions,) Poisson deviance over two of each pattern, in nats: the negative log-likelihood above the data's own."""
-        result = [
-            self.deviance(self.predict(transmission, part), part) for part in _chunks(indices, 8 * PATTERNS_AT_ONCE)
-        ]
+        """(positions,) half the Poisson deviance of each pattern, nats: the negative log-likelihood above the data's own."""
+        result = [self.deviance(self.predict(transmission, part), part) for part in _chunks(indices, 8 * PATTERNS_AT_ONCE)]
         return np.concatenate(result)
 
     def deviance(self, expected: Tensor, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
@@ -159,13 +157,9 @@ class AtomWaves:
         return np.asarray(terms.sum((-2, -1)).cpu().numpy())
 
     def quadratic(
-        self,
-        phase: Tensor,
-        sources: Sources,
-        indices: npt.NDArray[np.integer],
-        stop: Callable[[], bool] = lambda: False,
+        self, phase: Tensor, sources: Sources, indices: npt.NDArray[np.integer]
     ) -> tuple[float, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """The misfit around a crystal, to second order in its parameters.
+        """The misfit around a crystal, to second order in its parameters; results of several sets of patterns add up.
 
         Args:
             phase: (slices, drawn, drawn), rad.
@@ -177,15 +171,20 @@ class AtomWaves:
         """
         waves, n = self.waves, self.grid
         transmission = self.transmission(phase)
+        images = {id(image): image for source in sources for image in source.values()}
+        planes = {key: self.to_model(image).real.contiguous() for key, image in images.items()}
         order = sorted(range(len(sources)), key=lambda p: min(sources[p], default=self.slices))
-        planes = {p: {s: self.to_model(image).mul_(1j * transmission[s]) for s, image in sources[p].items()} for p in order}
         gradient = torch.zeros(len(sources), dtype=torch.float64)
         fisher = torch.zeros(len(sources), len(sources), dtype=torch.float64)
         total = 0.0
         with torch.no_grad():
             for part in _chunks(indices, PATTERNS_AT_ONCE):
-                corners = waves.corners[part].tolist()
+                windows = [(slice(y, y + n), slice(x, x + n)) for y, x in waves.corners[part].tolist()]
                 before, spectrum = self._forward(transmission, part)
+                # a phase of 1 rad at slice s adds i T psi there
+                turned = [
+                    [1j * transmission[s][w] * psi[0, j, 0] for j, w in enumerate(windows)] for s, psi in enumerate(before)
+                ]
                 amplitude = waves._seen(spectrum)[0, :, 0] * self._amplitude
                 expected = (amplitude.real.square() + amplitude.imag.square() + self.background) * self.electrons
                 total += float(self.deviance(expected, part).sum())
@@ -198,14 +197,13 @@ class AtomWaves:
                     added = torch.zeros(len(block), len(part), n, n, dtype=torch.complex64, device=self.device)
                     started = False
                     for s in range(self.slices):
-                        for j, (y, x) in enumerate(corners):
-                            window = (slice(y, y + n), slice(x, x + n))
+                        here = [(b, planes[id(sources[p][s])]) for b, p in enumerate(block) if s in sources[p]]
+                        for j, window in enumerate(windows):
                             if started:
                                 added[:, j].mul_(transmission[s][window])
-                            for b, p in enumerate(block):
-                                if s in planes[p]:
-                                    added[b, j].addcmul_(planes[p][s][window], before[s][0, j, 0])
-                        started = started or any(s in planes[p] for p in block)
+                            for b, plane in here:
+                                added[b, j].addcmul_(turned[s][j], plane[window])
+                        started = started or bool(here)
                         if started and s < self.slices - 1:
                             added = torch.fft.ifft2(torch.fft.fft2(added).mul_(waves._transfer), norm="forward")
                     seen = waves._seen(torch.fft.fft2(added)) * self._amplitude
@@ -214,6 +212,18 @@ class AtomWaves:
                 rows *= weight.reshape(-1)
                 fisher += (rows @ rows.T).double().cpu()
         return total, gradient.numpy(), fisher.numpy()
+
+    def gradient(self, phase: Tensor, indices: npt.NDArray[np.integer]) -> Tensor:
+        """(slices, y, x) derivative of the misfit by the phase at the model's pixel, nats/rad."""
+        transmission = self.transmission(phase)[None]
+        gradient = torch.zeros(transmission.shape, device=self.device)
+        with torch.no_grad():
+            for part in _chunks(indices, PATTERNS_AT_ONCE):
+                spectrum, behind = self.waves.exit_spectrum(transmission, part, keep=True)
+                expected = self.waves.intensity(spectrum) + self.background
+                counts = self.counts[torch.as_tensor(part, device=self.device)] / self.electrons
+                self.waves.adjoint(transmission, part, spectrum, behind, self.electrons * (1 - counts / expected), gradient)
+        return gradient[0]
 
     def _forward(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> tuple[list[Tensor], Tensor]:
         """The wave before each slice, and the exit wave's spectrum."""

@@ -204,20 +204,14 @@ def write_cif(path: str | Path, crystal: Crystal | UnitCell, name: str = "") -> 
     block.set_pair("_space_group_IT_number", "1")
     block.init_loop("_space_group_symop_", ["operation_xyz"]).add_row(["'x, y, z'"])
 
-    labels = []
-    so_far: Counter[str] = Counter()
-    for symbol in written.symbols:
-        so_far[symbol] += 1
-        labels.append(f"{symbol}{so_far[symbol]}")
+    labels = site_labels(written.symbols)
     spread = np.full(written.fractional.shape, np.nan)
-    if found is not None:  # the posterior's z, y and x taken as independent
-        share = np.linalg.inv(found.lattice_A) ** 2
-        known = np.where(share > 0, found.spread_A[:, :, None] ** 2 * share, 0.0)  # a NaN along z leaves x and y alone
-        spread = np.sqrt(known.sum(1))
+    if found is not None:
+        spread = found.fractional_spread
     names = ["label", "type_symbol", "fract_x", "fract_y", "fract_z", "occupancy"]
     loop = block.init_loop("_atom_site_", names)
     for label, symbol, place, width in zip(labels, written.symbols, written.fractional, spread, strict=True):
-        coordinates = [_with_uncertainty(*triple) for triple in zip(place, width, lengths, strict=True)]
+        coordinates = [with_uncertainty(*triple) for triple in zip(place, width, lengths, strict=True)]
         loop.add_row([label, symbol, *coordinates, "1"])
     if found is not None:
         loop = block.init_loop("_mepdiff_site_candidate_", ["label", "type_symbol", "probability"])
@@ -226,6 +220,76 @@ def write_cif(path: str | Path, crystal: Crystal | UnitCell, name: str = "") -> 
                 loop.add_row([label, chemical_symbols[number], f"{probability:.4f}"])
     with atomic_path(path) as temporary:
         temporary.write_text((BEAM_COMMENT if found is not None else "") + document.as_string(), encoding="utf-8")
+
+
+def site_labels(symbols: Iterable[str]) -> list[str]:
+    """Labels of atoms in their order: Fe1, O1, O2."""
+    labels = []
+    so_far: Counter[str] = Counter()
+    for symbol in symbols:
+        so_far[symbol] += 1
+        labels.append(f"{symbol}{so_far[symbol]}")
+    return labels
+
+
+def read_cell(path: str | Path) -> UnitCell:
+    """Read back what ``write_cif`` wrote of a ``UnitCell``: t1 and t2 right-handed, atoms in the first cell.
+
+    The spread along y and x is that of the file along t1 and t2, shared out evenly where those leave it open.
+
+    Raises:
+        InputError: unreadable, or no such file.
+    """
+    from ase.data import atomic_numbers
+
+    try:
+        _, block = parse(Path(path).read_bytes())[0]
+        check(not isinstance(block, str), str(block))
+        rows = [_values(block, f"_mepdiff_lattice_vector_scan_{axis}_A") for axis in "zyx"]
+        thickness, periodic = (
+            _values(block, f"_mepdiff_{item}") for item in ("specimen_thickness_A", "periodic_along_beam")
+        )
+        check(bool(rows[0] and thickness and periodic), "is no unit cell that mepdiff found (no _mepdiff_lattice_vector_id)")
+        lattice = np.array(rows, np.float64).T
+        columns = [_values(block, f"_atom_site_fract_{axis}") for axis in "xyz"]
+        labels = _values(block, "_atom_site_label")
+        symbols = _values(block, "_atom_site_type_symbol")
+        fractional = np.array([[float(v.partition("(")[0]) for v in column] for column in columns]).reshape(3, -1).T
+        uncertain = np.array([[_uncertainty(v) for v in column] for column in columns]).reshape(3, -1).T
+        items = [_values(block, f"_mepdiff_site_candidate_{item}") for item in ("label", "type_symbol", "probability")]
+        candidates: dict[str, list[tuple[int, float]]] = {label: [] for label in labels}
+        for label, symbol, probability in zip(*items, strict=True):
+            candidates[label].append((atomic_numbers[symbol], float(probability)))
+        return UnitCell(
+            lattice,
+            periodic[0] == "yes",
+            float(thickness[0]),
+            fractional @ lattice,
+            np.array([atomic_numbers[symbol] for symbol in symbols], np.int64),
+            _cartesian_spread(lattice, uncertain),
+            tuple(tuple(candidates[label]) for label in labels),
+        )
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise InputError(f"{path} cannot be read ({' '.join(str(error).split())}); give a crystal.cif of a run") from None
+
+
+def _uncertainty(text: str) -> float:
+    """0.0067 of "0.1234(67)", NaN of "0.1234"."""
+    number, bracket, rest = text.partition("(")
+    return float(rest.rstrip(")")) / 10.0 ** len(number.partition(".")[2]) if bracket else math.nan
+
+
+def _cartesian_spread(lattice_A: FloatArray, fractional_spread: FloatArray) -> FloatArray:
+    """(n, 3) spread along z, y, x whose ``UnitCell.fractional_spread`` is this, as nearly as can be."""
+    share = np.linalg.inv(lattice_A) ** 2
+    variance = np.full(fractional_spread.shape, np.nan)
+    plane = fractional_spread[:, :2] ** 2 @ np.linalg.pinv(share[1:, :2])
+    variance[:, 1:] = plane.clip(0)
+    variance[:, 0] = (fractional_spread[:, 2] ** 2 - np.nan_to_num(variance[:, 1:]) @ share[1:, 2]).clip(0) / share[0, 2]
+    spread: FloatArray = np.sqrt(variance)
+    return spread
 
 
 def _describe(block: Any, cell: UnitCell) -> None:
@@ -248,7 +312,7 @@ def _describe(block: Any, cell: UnitCell) -> None:
         loop.add_row([letter, *(f"{value + 0.0:.6f}" for value in vector[::-1])])
 
 
-def _with_uncertainty(value: float, spread: float, length_A: float) -> str:
+def with_uncertainty(value: float, spread: float, length_A: float) -> str:
     """A fractional coordinate like "0.12345(67)", rounded by at most 3e-5 Å and to two digits of its spread or more."""
     if not spread > 0 or not math.isfinite(spread):
         return f"{value:.8f}"

@@ -88,6 +88,11 @@ def dump_yaml(data: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True)
 
 
+def quoted(text: str) -> str:
+    """A text as one line of YAML that nothing takes for a number or a truth value."""
+    return yaml.safe_dump(text, default_style='"', width=math.inf, allow_unicode=True).strip("\n")
+
+
 def parse_assignments(assignments: Iterable[str], option: str = "--set") -> dict[str, Any]:
     """``["a=1", "b.c=[2, 3]"]`` as ``{"a": 1, "b": {"c": [2, 3]}}``; values are read as YAML.
 

@@ -57,7 +57,7 @@ def autocorrelation(image: Image, weight: Image) -> tuple[Array, Array]:
     shape = (2 * h, 2 * w)
     a = image - np.sum(image * weight) / np.sum(weight)
 
-    def correlate(u: Array, v: Array) -> Array:
+    def correlate(u: Image, v: Image) -> Array:
         product = np.fft.irfft2(np.conj(np.fft.rfft2(u, shape)) * np.fft.rfft2(v, shape), shape)
         return np.asarray(np.fft.fftshift(product)[1:, 1:])
 
@@ -167,7 +167,7 @@ def _subpixel(image: Array, place: npt.NDArray[np.integer]) -> Array:
     y, x = int(place[0]), int(place[1])
     result = np.array([y, x], float)
     for axis, (low, high) in enumerate((((y - 1, x), (y + 1, x)), ((y, x - 1), (y, x + 1)))):
-        if not (0 <= low[axis] and high[axis] < image.shape[axis]):
+        if not (low[axis] >= 0 and high[axis] < image.shape[axis]):
             continue
         a, b, c = image[low], image[y, x], image[high]
         curve = a - 2 * b + c
@@ -178,4 +178,67 @@ def _subpixel(image: Array, place: npt.NDArray[np.integer]) -> Array:
 
 def _same(a: Array, b: Array) -> bool:
     coefficients = a @ np.linalg.inv(b)
-    return bool(np.all(np.abs(coefficients - np.round(coefficients)) < 0.08) and abs(abs(np.linalg.det(coefficients)) - 1) < 0.2)
+    return bool(
+        np.all(np.abs(coefficients - np.round(coefficients)) < 0.08) and abs(abs(np.linalg.det(coefficients)) - 1) < 0.2
+    )
+
+
+def choose_lattice(candidates: list[Lattice], tolerance: float = 0.05) -> Lattice:
+    """The smallest cell whose correlation is within ``tolerance`` of the best: larger ones repeat it."""
+    best = max(lattice.correlation for lattice in candidates)
+    return min((c for c in candidates if c.correlation > best - tolerance), key=lambda c: c.area_A2)
+
+
+def fold(image: Image, weight: Image, lattice_A: Array, pixel_size_A: float, origin_A: Array) -> Array:
+    """The averaged cell of an image, about 0.1 Å a sample along each lattice vector.
+
+    Args:
+        image, weight: (y, x); lattice_A: (2, 2); origin_A: (2,) the cell's corner, counted from the image's first pixel.
+    """
+    steps = np.ceil(np.linalg.norm(lattice_A, axis=1) / 0.1).astype(int)
+    grid = np.stack(np.meshgrid(*[np.arange(s) / s for s in steps], indexing="ij"), -1) @ lattice_A
+    corners = np.array([(i, j) for i in (0, 1) for j in (0, 1)]) * np.array(image.shape) * pixel_size_A
+    reach = (corners - origin_A) @ np.linalg.inv(lattice_A)
+    low, high = np.floor(reach.min(0)).astype(int) - 1, np.ceil(reach.max(0)).astype(int) + 1
+    total, count = np.zeros(tuple(steps)), np.zeros(tuple(steps))
+    for i in range(low[0], high[0] + 1):
+        for j in range(low[1], high[1] + 1):
+            places = ((grid + np.array([i, j]) @ lattice_A + origin_A) / pixel_size_A).reshape(-1, 2).T
+            w = map_coordinates(weight, places, order=1, mode="constant").reshape(total.shape)
+            if w.any():
+                total += w * map_coordinates(image, places, order=3, mode="constant").reshape(total.shape)
+                count += w
+    return total / np.maximum(count, 1e-9)
+
+
+def cell_to_cell_change(image: Image, weight: Image, lattice_A: Array, places_A: Array, pixel_size_A: float) -> float:
+    """How much a column differs from cell to cell: standard deviation over mean of its height, all columns together.
+
+    Args:
+        places_A: (n, 2) one copy of each column, counted from the image's first pixel.
+
+    Returns:
+        A few percent where the crystal repeats in the plane; more where the stacking shifts from cell to cell.
+    """
+    sharp = gaussian_filter(image, 0.25 / pixel_size_A) - gaussian_filter(image, BACKGROUND_A / pixel_size_A)
+    cells = np.array([(i, j) for i in range(-12, 13) for j in range(-12, 13)])
+    deviation = mean = 0.0
+    for place in places_A:
+        at = ((place + cells @ lattice_A) / pixel_size_A).T
+        w = map_coordinates(weight, at, order=1, mode="constant")
+        height = map_coordinates(sharp, at, order=1, mode="constant")[w > 0.35]
+        if len(height) > 2:
+            deviation += float(np.var(height)) * len(height)
+            mean += float(np.mean(height)) ** 2 * len(height)
+    return float(np.sqrt(deviation / mean)) if mean > 0 else 0.0
+
+
+def find_columns(cell: Array, lattice_A: Array) -> tuple[Array, Array]:
+    """Fractional places (n, 2) of an averaged cell's columns and their heights (n,) over what surrounds them."""
+    shape = np.array(cell.shape)
+    step = float(np.mean(np.linalg.norm(lattice_A, axis=1) / shape))
+    tiled = np.tile(cell, (3, 3))
+    sharp = gaussian_filter(tiled, 0.1 / step) - gaussian_filter(tiled, 1.2 / step)
+    peaks = peak_local_max(sharp, min_distance=max(2, round(0.45 / step)), threshold_abs=0.12 * float(sharp.max()))
+    peaks = peaks[np.all((peaks >= shape) & (peaks < 2 * shape), axis=1)]
+    return (peaks - shape) / shape, sharp[tuple(peaks.T)]

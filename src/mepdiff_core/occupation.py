@@ -1,15 +1,18 @@
-"""Which slices of which columns hold an atom, and how strong a one: Gibbs sampling on a quadratic misfit.
+"""Which atoms lie at which depths of which columns: Gibbs sampling, a column at a time, on a quadratic misfit.
 
-The misfit around a crystal is known to second order in the amount of matter in every slice of every column
-(``atom_waves``). A move then costs microseconds instead of a multislice calculation, so that birth, death, shift, exchange
-and species are drawn from their full conditionals, annealed from hot to cold; the model itself judges what comes out.
-Sources: Geman & Geman, IEEE PAMI 6 (1984) 721 for the sampler; Christen & Fox, J. Comput. Graph. Stat. 14 (2005) 795 for
-sampling on an approximation that the exact model corrects.
+The misfit around a crystal is known to second order in the amount of matter in every slot (``atom_waves``), so that the
+energy of an arrangement costs microseconds instead of a multislice calculation. A column's arrangements - none to a few
+atoms, of any elements, at any depths - are listed and one is drawn from its full conditional, annealed from hot to cold:
+birth, death, shift, exchange and species at once. The model itself judges what comes out. Sources: Geman & Geman, IEEE PAMI
+6 (1984) 721 for the sampler; Christen & Fox, J. Comput. Graph. Stat. 14 (2005) 795 for sampling on an approximation that the
+exact model corrects.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
@@ -17,227 +20,239 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
+LONGEST_LIST = 40_000
+"""Arrangements of one column that are listed at most; columns of more atoms are varied a few atoms at a time."""
+
 
 @dataclass(frozen=True)
-class Quadratic:
-    """misfit + gradient (x - centre) + (x - centre) curvature (x - centre) / 2, x the amount of matter in each slot, in nats."""
+class Problem:
+    """The misfit as a function of atoms in slots, and the prior.
+
+    Attributes:
+        misfit: nats with every slot empty.
+        gradient: (columns, slots, features); curvature: (columns, slots, features, columns, slots, features), nats by the
+            features of the atoms in the slots.
+        table: (elements, features): what an atom of each element is.
+        element_cost: (elements,) nats an atom of it costs; slot_cost: (slots,) nats an atom there costs besides.
+        first_cost: nats that an element costs once, however many atoms.
+        near: (columns, slots, columns, slots) bool: two atoms there would be too near each other.
+    """
 
     misfit: float
     gradient: Array
     curvature: Array
-    centre: Array
-
-    def __call__(self, x: Array) -> float:
-        step = x - self.centre
-        return float(self.misfit + self.gradient @ step + 0.5 * step @ self.curvature @ step)
-
-
-@dataclass(frozen=True)
-class Slots:
-    """The places where an atom may be.
-
-    Attributes:
-        column: (slots,) which column each belongs to; unit: (slots,) matter of an atom of strength 1 there.
-        exclusive: (slots, slots) bool: both can't be taken, they are too near each other.
-    """
-
-    column: Labels
-    unit: Array
-    exclusive: npt.NDArray[np.bool_]
+    table: Array
+    element_cost: Array
+    slot_cost: Array
+    first_cost: float
+    near: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Occupation:
-    """One answer: ``label`` (slots,) is 0 where empty, else 1 + the index into ``strengths`` (classes,)."""
+    """One answer: ``label`` (columns, slots), 0 where empty, else 1 + the element's row in the table; its energy in nats."""
 
     label: Labels
-    strengths: Array
-    energy: float
-
-    def amounts(self, slots: Slots) -> Array:
-        """(slots,) matter in each slot."""
-        return np.concatenate([[0.0], self.strengths])[self.label] * slots.unit
+    energy: float = np.inf
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """How to search.
+class Chain:
+    """A Markov chain over occupations, at a temperature of one's choice.
 
-    Attributes:
-        sweeps: Gibbs sweeps over all slots; hot, cold: first and last temperature, nats.
-        atom_cost: nats an atom costs, so that noise does not make atoms.
-        fixed_strengths: the species are known; otherwise a class's strength is drawn too.
-        weakest, strongest: range of a strength.
+    Args:
+        problem: energies.
+        start: (columns, slots) labels.
+        rng: makes it repeatable.
+        most: atoms of one element that a column's listed arrangements have at most.
+        exact: leave the Boltzmann distribution invariant: no draw from a list that lacks the present arrangement. A search
+            does without, and gets out of a wrong arrangement sooner.
     """
 
-    sweeps: int = 60
-    hot: float = 300.0
-    cold: float = 1.0
-    atom_cost: float = 6.0
-    fixed_strengths: bool = False
-    weakest: float = 0.2
-    strongest: float = 9.0
-
-
-def search(
-    quadratic: Quadratic, slots: Slots, start: Occupation, settings: SearchSettings, rng: np.random.Generator
-) -> Occupation:
-    """The best occupation met while cooling from ``start``."""
-    chain = _Chain(quadratic, slots, start, settings, rng)
-    temperatures = settings.hot * (settings.cold / settings.hot) ** (np.arange(settings.sweeps) / max(1, settings.sweeps - 1))
-    best = chain.now()
-    for temperature in temperatures:
-        chain.sweep(float(temperature))
-        if chain.energy < best.energy:
-            best = chain.now()
-    return best
-
-
-def sample(
-    quadratic: Quadratic,
-    slots: Slots,
-    start: Occupation,
-    settings: SearchSettings,
-    rng: np.random.Generator,
-    count: int,
-) -> list[Occupation]:
-    """``count`` successive sweeps at temperature 1: draws from the quadratic posterior."""
-    chain = _Chain(quadratic, slots, start, settings, rng)
-    result = []
-    for _ in range(count):
-        chain.sweep(1.0)
-        result.append(chain.now())
-    return result
-
-
-class _Chain:
     def __init__(
-        self, quadratic: Quadratic, slots: Slots, start: Occupation, settings: SearchSettings, rng: np.random.Generator
+        self, problem: Problem, start: Labels, rng: np.random.Generator, most: int = 3, exact: bool = False
     ) -> None:
-        self.q, self.slots, self.settings, self.rng = quadratic, slots, settings, rng
-        self.label, self.strengths = start.label.copy(), start.strengths.astype(float).copy()
-        self.members = [np.flatnonzero(slots.column == c) for c in range(int(slots.column.max()) + 1)]
-        self.diagonal = np.diag(quadratic.curvature).copy()
+        self.p, self.rng, self.most, self.exact = problem, rng, most, exact
+        self.label = start.copy()
+        self.columns, self.slots = start.shape
+        self.values = np.concatenate([np.zeros((1, problem.table.shape[1])), problem.table])
+        self.own = np.stack([problem.curvature[c, :, :, c] for c in range(self.columns)])  # (columns, k, f, k, f)
+        self.allowed = np.flatnonzero(np.isfinite(problem.element_cost))
+        self.within = [problem.near[c, :, c] for c in range(self.columns)]
+        self.alone = [np.einsum("ef,kflg,eg->kle", problem.table, own, problem.table) for own in self.own]
         self._refresh()
 
     def now(self) -> Occupation:
-        return Occupation(self.label.copy(), self.strengths.copy(), self.energy)
+        return Occupation(self.label.copy(), self.energy)
 
-    def _refresh(self) -> None:
-        """Amounts, energy and slope from scratch, so that rounding does not add up."""
-        self.x = np.concatenate([[0.0], self.strengths])[self.label] * self.slots.unit
-        self.slope = self.q.gradient + self.q.curvature @ (self.x - self.q.centre)
-        self.energy = self.q(self.x) + self.settings.atom_cost * np.count_nonzero(self.label)
+    def search(self, hot: float, cold: float, sweeps: int) -> Occupation:
+        """The best occupation met while cooling."""
+        best = self.now()
+        for step in range(sweeps):
+            self.sweep(hot * (cold / hot) ** (step / max(1, sweeps - 1)))
+            if self.energy < best.energy - 1e-9:
+                best = self.now()
+        return best
 
     def sweep(self, temperature: float) -> None:
-        self._refresh()
-        for slot in self.rng.permutation(len(self.label)):
-            if self.label[slot] and self.rng.random() < 0.5:
-                self._shift(int(slot), temperature)
+        """Every column once, from a list drawn by chance; then the energy anew."""
+        for column in self.rng.permutation(self.columns):
+            chance = self.rng.random()
+            if self.exact and chance < 0.4:
+                self._draw_slot(int(column), temperature)
+            elif chance < (0.6 if self.exact else 0.5):
+                self._draw_uniform(int(column), temperature)
             else:
-                self._redraw(int(slot), temperature)
-        for _ in range(len(self.members)):
-            self._exchange(temperature)
-        if not self.settings.fixed_strengths:
-            self._draw_strengths(temperature)
+                self._draw_mixed(int(column), temperature)
+        self._refresh()
 
-    def _blocked(self, slot: int, ignoring: int = -1) -> bool:
-        near = self.slots.exclusive[slot] & (self.label > 0)
-        near[slot] = False
-        if ignoring >= 0:
-            near[ignoring] = False
-        return bool(near.any())
+    def candidates(self, column: int, slot: int) -> Array:
+        """(elements,) probability that the atom there is each of them, all else as it is."""
+        cost = self._slot_costs(column, slot)[1:]
+        weight = np.exp(-(cost - cost.min()))
+        return np.asarray(weight / weight.sum())
 
-    def _redraw(self, slot: int, temperature: float) -> None:
-        """Empty, or one of the classes: birth, death and change of species from their full conditional."""
-        values = np.concatenate([[0.0], self.strengths * self.slots.unit[slot]])
-        if not self.label[slot] and self._blocked(slot):
-            return
-        step = values - self.x[slot]
-        cost = self.slope[slot] * step + 0.5 * self.diagonal[slot] * step**2
-        cost[1:] += self.settings.atom_cost
-        chosen = self._draw(cost, temperature)
-        self._change([slot], [chosen], [step[chosen]], cost[chosen] - cost[self.label[slot]])
+    def _slot_costs(self, column: int, slot: int) -> Array:
+        """(1 + elements,) energy of the slot empty or with each element, all else as it is, up to a constant."""
+        slope, slot_cost, _ = self._conditional(column)
+        rest = self.x[column].copy()
+        rest[slot] = 0
+        slope_here = slope[slot] + np.tensordot(self.own[column][slot], rest, 2)
+        table = self.p.table
+        others = self.label.copy()
+        others[column, slot] = 0
+        new = ~np.isin(np.arange(len(table)), others[others > 0] - 1)
+        cost = table @ slope_here + 0.5 * self.alone[column][slot, slot] + self.p.element_cost + self.p.first_cost * new
+        clash = (self.within[column][slot] & (others[column] > 0)).any()
+        return np.concatenate([[0.0], cost + slot_cost[slot] + (1e6 if clash else 0.0)])
 
-    def _shift(self, slot: int, temperature: float) -> None:
-        """The same atom in any free slot of its column."""
-        label, amount = int(self.label[slot]), self.x[slot]
-        column = self.members[self.slots.column[slot]]
-        free = np.array([k for k in column if k == slot or (not self.label[k] and not self._blocked(k, slot))])
-        added = self.strengths[label - 1] * self.slots.unit[free]
-        curvature = self.q.curvature
-        cost = (
-            -self.slope[slot] * amount
-            + 0.5 * self.diagonal[slot] * amount**2
-            + self.slope[free] * added
-            + 0.5 * self.diagonal[free] * added**2
-            - curvature[slot, free] * amount * added
+    def _draw_slot(self, column: int, temperature: float) -> None:
+        """One slot of the column: empty, or any element."""
+        slot = int(self.rng.integers(self.slots))
+        label = self.label[column].copy()
+        label[slot] = self._pick([self._slot_costs(column, slot)], temperature)[1]
+        self._set(column, label)
+
+    def _refresh(self) -> None:
+        self.x = self.values[self.label]
+        self.slope = self.p.gradient + np.tensordot(self.p.curvature, self.x, 3)
+        taken = self.label[self.label > 0] - 1
+        self.energy = float(
+            self.p.misfit
+            + 0.5 * np.sum((self.p.gradient + self.slope) * self.x)
+            + self.p.element_cost[taken].sum()
+            + (self.p.slot_cost * (self.label > 0)).sum()
+            + self.p.first_cost * len(np.unique(taken))
         )
-        here = int(np.flatnonzero(free == slot)[0])
-        cost[here] = 0.0
-        chosen = self._draw(cost, temperature)
-        if chosen != here:
-            self._change([slot, int(free[chosen])], [0, label], [-amount, added[chosen]], cost[chosen])
 
-    def _exchange(self, temperature: float) -> None:
-        """Two atoms of different class change places, or two neighbouring columns' atoms move against each other."""
-        taken = np.flatnonzero(self.label)
-        if len(taken) < 2:
+    def _conditional(self, column: int) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
+        """Slope at an empty column, the slots' costs (large where a neighbour is in the way), which elements are new."""
+        slope = self.slope[column] - np.tensordot(self.own[column], self.x[column], 2)
+        others = self.label.copy()
+        others[column] = 0
+        blocked = np.tensordot(self.p.near[column], others > 0, 2) > 0
+        new = ~np.isin(np.arange(len(self.p.table)), others[others > 0] - 1)
+        return slope, self.p.slot_cost + np.where(blocked, 1e6, 0.0), new
+
+    def _draw_uniform(self, column: int, temperature: float) -> None:
+        """All atoms of one element, any element."""
+        present = np.unique(self.label[column][self.label[column] > 0])
+        if self.exact and (len(present) > 1 or np.count_nonzero(self.label[column]) > self.most):
             return
-        first, second = (int(i) for i in self.rng.choice(taken, 2, replace=False))
-        if self.rng.random() < 0.5:
-            if self.label[first] == self.label[second]:
-                return
-            slots, labels = [first, second], [int(self.label[second]), int(self.label[first])]
-        else:
-            a, b = self._neighbour(first), self._neighbour(second)
-            if a < 0 or b < 0 or a == b or a == second or b == first:
-                return
-            slots = [first, a, second, b]
-            labels = [0, int(self.label[first]), 0, int(self.label[second])]
-        table = np.concatenate([[0.0], self.strengths])
-        step = table[labels] * self.slots.unit[slots] - self.x[slots]
-        cost = float(self.slope[slots] @ step + 0.5 * step @ self.q.curvature[np.ix_(slots, slots)] @ step)
-        if cost <= 0 or self.rng.random() < np.exp(-cost / temperature):
-            self._change(slots, labels, step.tolist(), cost)
+        slope, slot_cost, new = self._conditional(column)
+        elements = self.allowed
+        single = slope @ self.p.table[elements].T + slot_cost[:, None]  # (slots, elements)
+        pair = self.alone[column][:, :, elements]
+        first = self.p.first_cost * new[elements]
+        costs, choices = [np.zeros(1)], []
+        for size in range(1, self.most + 1):
+            sets = _sets(self.slots, size)
+            sets = sets[~_clash(sets, self.within[column])]
+            if not len(sets):
+                break
+            cost = sum(single[sets[:, a]] + 0.5 * pair[sets[:, a], sets[:, a]] for a in range(size))
+            for a, b in combinations(range(size), 2):
+                cost = cost + pair[sets[:, a], sets[:, b]]
+            cost = cost + size * self.p.element_cost[elements] + first
+            costs.append(np.asarray(cost).ravel())
+            choices.append(sets)
+        chosen = self._pick(costs, temperature)
+        label = np.zeros(self.slots, np.int64)
+        if chosen[0] > 0:
+            which, element = divmod(chosen[1], len(elements))
+            label[choices[chosen[0] - 1][which]] = elements[element] + 1
+        self._set(column, label)
 
-    def _neighbour(self, slot: int) -> int:
-        """A free slot next to this one in its column, or -1."""
-        column = self.members[self.slots.column[slot]]
-        place = int(np.flatnonzero(column == slot)[0]) + (1 if self.rng.random() < 0.5 else -1)
-        if not 0 <= place < len(column) or self.label[column[place]] or self._blocked(int(column[place]), slot):
-            return -1
-        return int(column[place])
+    def _draw_mixed(self, column: int, temperature: float) -> None:
+        """Atoms of the elements in use, in any mixture; or around the present atoms where that would be too many."""
+        slope, slot_cost, new = self._conditional(column)
+        others = np.delete(self.label, column, axis=0) if self.exact else self.label
+        used = np.unique(others[others > 0]) - 1
+        some = self.rng.choice(used, 4, replace=False) if len(used) > 4 else used
+        palette = np.unique(np.append(some, self.rng.choice(self.allowed)))
+        count = len(palette)
+        table = self.p.table[palette]
+        single = (slope @ table.T + slot_cost[:, None] + self.p.element_cost[palette]).ravel()  # (slots * palette,)
+        pair = np.einsum("pf,kflg,qg->kplq", table, self.own[column], table).reshape(len(single), len(single))
+        single = single + 0.5 * np.diag(pair)
+        costs, choices = [np.zeros(1)], []
+        total, longest = 0, 0
+        for size in range(1, self.slots + 1):
+            sets = _sets(self.slots, size)
+            total += len(sets) * count**size
+            if total > LONGEST_LIST:
+                break
+            sets = sets[~_clash(sets, self.within[column])]
+            if not len(sets):
+                break
+            kinds = _kinds(count, size)
+            index = (sets[:, None] * count + kinds[None]).reshape(-1, size)
+            fresh = sum(((kinds == p).any(1) for p in np.flatnonzero(new[palette])), np.zeros(len(kinds)))
+            cost = single[index].sum(1) + self.p.first_cost * np.tile(fresh, len(sets))
+            for a, b in combinations(range(size), 2):
+                cost += pair[index[:, a], index[:, b]]
+            costs.append(cost)
+            choices.append(index)
+            longest = size
+        present = self.label[column][self.label[column] > 0]
+        if self.exact and (len(present) > longest or not np.isin(present - 1, palette).all()):
+            return
+        chosen = self._pick(costs, temperature)
+        label = np.zeros(self.slots, np.int64)
+        if chosen[0] > 0:
+            places = choices[chosen[0] - 1][chosen[1]]
+            label[places // count] = palette[places % count] + 1
+        self._set(column, label)
 
-    def _draw_strengths(self, temperature: float) -> None:
-        """Each class's strength from its Gaussian conditional, cut off at the range's ends; an idle class starts anew."""
-        s = self.settings
-        for index in range(len(self.strengths)):
-            used = np.flatnonzero(self.label == index + 1)
-            if len(used) == 0:
-                self.strengths[index] = np.exp(self.rng.uniform(np.log(s.weakest), np.log(s.strongest)))
-                continue
-            unit = self.slots.unit[used]
-            slope = float(self.slope[used] @ unit)
-            curvature = float(unit @ self.q.curvature[np.ix_(used, used)] @ unit)
-            if curvature <= 0:
-                continue
-            value = self.strengths[index] - slope / curvature + self.rng.normal() * np.sqrt(temperature / curvature)
-            value = float(np.clip(value, s.weakest, s.strongest))
-            step = (value - self.strengths[index]) * unit
-            self.energy += float(self.slope[used] @ step + 0.5 * step @ self.q.curvature[np.ix_(used, used)] @ step)
-            self.slope += self.q.curvature[:, used] @ step
-            self.x[used] += step
-            self.strengths[index] = value
+    def _pick(self, costs: list[Array], temperature: float) -> tuple[int, int]:
+        flat = np.concatenate(costs)
+        weight = np.exp(-(flat - flat.min()) / temperature)
+        place = int(np.searchsorted(np.cumsum(weight), self.rng.random() * weight.sum()).clip(0, len(flat) - 1))
+        for size, cost in enumerate(costs):
+            if place < len(cost):
+                return size, place
+            place -= len(cost)
+        raise AssertionError("a place lies in one of the lists")
 
-    def _draw(self, cost: Array, temperature: float) -> int:
-        weight = np.exp(-(cost - cost.min()) / temperature)
-        return int(np.searchsorted(np.cumsum(weight), self.rng.random() * weight.sum()).clip(0, len(cost) - 1))
+    def _set(self, column: int, label: Labels) -> None:
+        step = self.values[label] - self.x[column]
+        if np.any(step):
+            self.slope += np.tensordot(self.p.curvature[:, :, :, column], step, 2)
+            self.x[column] += step
+        self.label[column] = label
 
-    def _change(self, slots: list[int], labels: list[int], steps: list[float], cost: float) -> None:
-        for slot, label, step in zip(slots, labels, steps, strict=True):
-            if step:
-                self.slope += self.q.curvature[:, slot] * step
-                self.x[slot] += step
-            self.label[slot] = label
-        self.energy += float(cost)
+
+@cache
+def _sets(slots: int, size: int) -> Labels:
+    return np.array(list(combinations(range(slots), size)), np.int64).reshape(-1, size)
+
+
+@cache
+def _kinds(count: int, size: int) -> Labels:
+    return np.array(list(product(range(count), repeat=size)), np.int64).reshape(-1, size)
+
+
+def _clash(sets: Labels, near: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    result = np.zeros(len(sets), bool)
+    for a, b in combinations(range(sets.shape[1]), 2):
+        result |= near[sets[:, a], sets[:, b]]
+    return result

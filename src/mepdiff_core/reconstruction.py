@@ -12,13 +12,13 @@ import numpy.typing as npt
 from mepdiff_core.config import check, from_dict, merge, to_dict
 from mepdiff_core.errors import InputError
 from mepdiff_core.scan import Scan
-from mepdiff_core.settings import ADAM_BEST, AdamConfig, LBFGSConfig
+from mepdiff_core.settings import ADAM_BEST, AdamConfig, CrystalConfig, LBFGSConfig
 from mepdiff_core.states import Checkpoint, State
 
 if TYPE_CHECKING:
     import torch
 
-MethodConfig = AdamConfig | LBFGSConfig
+MethodConfig = AdamConfig | LBFGSConfig | CrystalConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ def _lbfgs(*arguments: Any, **options: Any) -> Iterator[State]:
     return run_lbfgs(*arguments, **options)
 
 
+def _crystal(*arguments: Any, **options: Any) -> Iterator[State]:
+    from mepdiff_core.atoms import run_crystal
+
+    return run_crystal(*arguments, **options)
+
+
 METHODS: dict[str, Method] = {
     "adam-best": Method(
         "PtyRAD as an expert runs it: Poisson loss, positive phase, smoothed along the beam, stopped by held-out patterns",
@@ -50,6 +56,11 @@ METHODS: dict[str, Method] = {
     ),
     "adam": Method("PtyRAD with Adam as the paper ran it: 200 passes over all patterns", AdamConfig(), _adam),
     "lbfgs": Method("PtyRAD with L-BFGS as the paper ran it: three learning rates, the best by loss", LBFGSConfig(), _lbfgs),
+    "crystal": Method(
+        "atoms in a repeated cell, found by the patterns' Poisson likelihood: no training, a CIF at the end",
+        CrystalConfig(),
+        _crystal,
+    ),
 }
 DEFAULT_METHOD = "adam-best"
 
@@ -64,7 +75,7 @@ def method_config(method: str, settings: Mapping[str, Any] | MethodConfig | None
     default = METHODS[method].default
     if settings is None:
         return default
-    if isinstance(settings, (AdamConfig, LBFGSConfig)):
+    if not isinstance(settings, Mapping):
         check(
             type(settings) is type(default), f"method {method} takes {type(default).__name__}, got {type(settings).__name__}"
         )
@@ -88,7 +99,7 @@ def reconstruct(
 
     Args:
         scan: the measurement.
-        method: adam, lbfgs or adam-best (``METHODS``).
+        method: adam, lbfgs, adam-best or crystal (``METHODS``).
         config: the method's settings; by default its own.
         device: auto, cpu, cuda, cuda:1, mps.
         start: (slices, y, x) volume to start from, rad, on the scan's object field; zeros by default.

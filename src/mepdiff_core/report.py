@@ -12,6 +12,7 @@ import torch
 
 from mepdiff_core import figures
 from mepdiff_core.batches import split_patterns
+from mepdiff_core.cell_report import Answer, cell_section
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import Poisson
 from mepdiff_core.metrics import MIDDLE_PX, failure_class, poisson_deviance, r_factor, volume_metrics
@@ -72,11 +73,13 @@ def write_report(
     record: Mapping[str, Any],
     title: str,
     device: torch.device,
+    answer: Answer | None = None,
 ) -> None:
     """``report.html`` and its PNGs: slices, depth profiles, patterns and losses of one run.
 
     Args:
         volume: (slices, y, x), rad; metrics: its own, with "method"; history: rows of ``history.csv``.
+        answer: of the crystal solver; None for methods that find no atoms.
     """
     known = has_truth(scan, volume, slice_thickness_A)
     truth = scan.truth.phase if scan.truth is not None and known else None
@@ -84,6 +87,8 @@ def write_report(
     volumes = {str(metrics["method"]): volume}
     sections = [("Metrics", metrics_table([metrics], ["method"]) + _explain(scan, known, metrics))]
 
+    if answer is not None:
+        sections.append(("Unit cell", cell_section(folder, answer, metrics)))
     png = save_figure(figures.slices_figure(volumes, truth, voxel), folder / "slices.png")
     caption = "Phase of slices from the entrance face (left) down, the middle of the field, one grey scale."
     sections.append(("Slices", figure_block(png, caption)))

@@ -11,6 +11,7 @@ import math
 import platform
 import time
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +21,24 @@ import numpy.typing as npt
 
 from mepdiff_core import __version__
 from mepdiff_core.arrays import load_arrays, save_arrays
+from mepdiff_core.cif import read_cell, write_cif
 from mepdiff_core.config import check, dump_yaml, read_yaml, to_dict
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import atomic_path, make_folder, write_text
-from mepdiff_core.states import State
+from mepdiff_core.settings import CrystalConfig
+from mepdiff_core.states import CrystalState, State
+from mepdiff_core.structure_files import read_crystal
 
 if TYPE_CHECKING:
+    from mepdiff_core.cell_report import Answer
     from mepdiff_core.reconstruction import MethodConfig
 
 HISTORY = ("step", "loss", "heldout", "sigma", "seconds", "volume_step", "note")
+CRYSTAL_HISTORY = ("stage", "temperature", "accepted")
+"""What the history of the crystal solver has besides."""
+CELLS = ("crystal.cif", "crystal-2.cif")
+"""The unit cell, and a second one where two are equally likely."""
+SAMPLES = ("samples.ome.tif", "mean.ome.tif", "std.ome.tif")
 SAVE_EVERY_S = 15.0
 
 
@@ -107,7 +117,8 @@ class RunFolder:
         try:
             for state in states:
                 last = state
-                self.history.append({name: _plain(getattr(state, name)) for name in HISTORY})
+                names = (*HISTORY, *CRYSTAL_HISTORY) if isinstance(state, CrystalState) else HISTORY
+                self.history.append({name: _plain(getattr(state, name)) for name in names})
                 if time.monotonic() - self._saved_at > SAVE_EVERY_S:
                     self._save(state)
                 yield state
@@ -120,6 +131,8 @@ class RunFolder:
             raise
         finally:
             self.record["status"] = status
+            if isinstance(last, CrystalState):
+                self.record["verdict"] = last.verdict
             if last is not None:
                 self._save(last, checkpoint=status != "finished")
             if self._undo and last is None and status.startswith("failed"):
@@ -137,13 +150,41 @@ class RunFolder:
     def _save(self, state: State, checkpoint: bool = True) -> None:
         write_volume(self.path / "volume.ome.tif", state.volume, self._voxel, self._origin)
         table = io.StringIO()
-        writer = csv.DictWriter(table, HISTORY, lineterminator="\n")
+        writer = csv.DictWriter(table, [*self.history[-1]], lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.history)
         write_text(self.path / "history.csv", table.getvalue())
+        if isinstance(state, CrystalState):
+            self._save_crystal(state)
         if checkpoint and state.checkpoint:
             save_arrays(state.checkpoint, self.path / "checkpoint.safetensors")
         self._saved_at = time.monotonic()
+
+    def _save_crystal(self, state: CrystalState) -> None:
+        """Unit cells and samples; what there is none of leaves no file, also none of an earlier start."""
+        for name, cell in zip(CELLS, (state.cell, state.alternative), strict=True):
+            if cell is None or not len(cell.numbers):
+                (self.path / name).unlink(missing_ok=True)
+            else:
+                write_cif(self.path / name, cell)
+        for name, array in zip(SAMPLES, (state.samples, state.mean(), state.spread()), strict=True):
+            if array is None or not len(array):
+                (self.path / name).unlink(missing_ok=True)
+            else:
+                write_volume(self.path / name, array, self._voxel, self._origin)
+
+    def read_answer(self) -> Answer | None:
+        """What a finished run of the crystal solver says of the atoms; None for other methods.
+
+        Raises:
+            InputError: a file that is damaged.
+        """
+        from mepdiff_core.cell_report import Answer
+
+        if "verdict" not in self.record:
+            return None
+        cell, alternative = (read_cell(self.path / name) if (self.path / name).exists() else None for name in CELLS)
+        return Answer(cell, alternative, str(self.record["verdict"] or ""))
 
     def _write_record(self) -> None:
         write_text(self.path / "run.yaml", dump_yaml(self.record))
@@ -212,6 +253,9 @@ class Run:
             )
             self.config = recorded
             start, probe = _recorded_file(record, "start", start), _recorded_file(record, "probe", probe)
+            structure = _recorded_file(record, "structure", None)
+            if isinstance(self.config, CrystalConfig) and structure is not None:
+                self.config = replace(self.config, start=str(structure))  # from whatever folder this is run
             kept = record.get("calibration") or {}
             check(
                 not calibration or calibration_of(calibrate(scan, calibration)) == calibration_of(calibrate(scan, kept)),
@@ -221,6 +265,9 @@ class Run:
         scan = calibrate(scan, calibration or {})
         self.scan = scan if probe is None else with_probe(scan, probe)
         self._start = None if start is None or self._checkpoint is not None else read_volume(start)
+        known = self.config.start if isinstance(self.config, CrystalConfig) else None
+        if known is not None:
+            read_crystal(known)
         if not resume:
             voxel, origin = volume_grid(self.scan, self.config.slice_thickness_A)
             self.folder = RunFolder.create(
@@ -233,6 +280,7 @@ class Run:
                     "input_sha256": digest,
                     "calibration": dict(calibration or {}),
                     "start": _file_record(start),
+                    **({} if known is None else {"structure": _file_record(known)}),
                     "probe": _file_record(probe),
                     "device": str(self.device),
                     "voxel_size_A": list(voxel),
@@ -268,6 +316,10 @@ class Run:
             "seconds": float(row["seconds"]),
             **judge(self.scan, volume, thickness, self.config.heldout_fraction, self.config.seed, self.device),
         }
+        answer = self.folder.read_answer()
+        if answer is not None:
+            losses = {"loss": float(row["loss"]), "loss_heldout": float(row["heldout"]) if row["heldout"] != "" else None}
+            self.metrics |= losses | {"verdict": answer.verdict}
         self.folder.write_metrics(self.metrics)
         write_report(
             self.folder.path,
@@ -279,6 +331,7 @@ class Run:
             self.folder.record,
             self._title,
             self.device,
+            answer,
         )
 
 
@@ -308,15 +361,19 @@ def write_volume(
     voxel_size_A: tuple[float, float, float],
     origin_A: tuple[float, float, float],
 ) -> None:
-    """Write a phase volume as OME-TIFF: float32 rad, axes ZYX, voxel size and position of each plane in Å."""
+    """Write a phase volume as OME-TIFF: float32 rad, voxel size and position of each plane in Å.
+
+    Axes are ZYX, for several volumes (k, z, y, x) of one specimen TZYX.
+    """
     import tifffile
 
     (dz, dy, dx), (z, y, x) = voxel_size_A, origin_A
-    planes = len(volume)
+    depth, count = volume.shape[-3], math.prod(volume.shape[:-3])
+    planes = count * depth
     units = {f"{name}Unit": "Å" for name in ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeZ")}
     plane_units = {f"{name}Unit": ["Å"] * planes for name in ("PositionX", "PositionY", "PositionZ")}
     meta = {
-        "axes": "ZYX",
+        "axes": "TZYX"[-volume.ndim :],
         "Name": "phase (rad)",
         "PhysicalSizeX": dx,
         "PhysicalSizeY": dy,
@@ -325,7 +382,7 @@ def write_volume(
         "Plane": {
             "PositionX": [x] * planes,
             "PositionY": [y] * planes,
-            "PositionZ": [z + i * dz for i in range(planes)],
+            "PositionZ": [z + i * dz for i in range(depth)] * count,
             **plane_units,
         },
     }

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mepdiff_core.config import check
+from mepdiff_core.errors import InputError
 
 EngineName = Literal["ptyrad", "fast"]
 LikelihoodName = Literal["amplitude", "poisson"]
+_HEAVIEST = 92
+"""Uranium, the heaviest element that a composition may name."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,7 @@ class Constraints:
             check(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}; expected 0 or more")
 
 
-def _check_common(batch_size: int, heldout: float, slices: int | None, thickness: float, seed: int) -> None:
-    check(batch_size >= 1, f"batch_size is {batch_size}; expected at least 1")
+def _check_common(heldout: float, slices: int | None, thickness: float, seed: int) -> None:
     check(0 <= heldout <= 0.5, f"heldout_fraction is {heldout:g}; expected 0 to 0.5")
     check(slices is None or 1 <= slices <= 1000, f"slices is {slices}; expected 1 to 1000")
     check(thickness > 0, f"slice_thickness_A is {thickness:g}; expected more than 0")
@@ -103,7 +105,8 @@ class AdamConfig:
             self.patience is None or self.heldout_fraction > 0,
             "patience needs held-out patterns; set heldout_fraction, to 0.05 for instance, or patience to null",
         )
-        _check_common(self.batch_size, self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+        check(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
+        _check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
 
 
 ADAM_BEST = AdamConfig(
@@ -150,7 +153,79 @@ class LBFGSConfig:
         check(len(rates) > 0 and min(rates) > 0, f"learning_rates is {list(rates)}; expected numbers above 0")
         for name in ("iterations", "batches_per_iteration", "inner_iterations"):
             check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
-        _check_common(self.batch_size, self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+        check(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
+        _check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+
+
+@dataclass(frozen=True)
+class CrystalConfig:
+    """Atoms in a repeated cell, found by the patterns' likelihood; what is known of the crystal helps.
+
+    Attributes:
+        rounds: times that the columns are searched, each on other patterns.
+        patterns: patterns a round.
+        composition: formula of the crystal, like LiMnPO4; null: not known.
+        lattice_A: lengths of the two in-plane lattice vectors, Å; null: found from the projection.
+        angle_deg: angle between them.
+        period_A: the crystal's repeat along the beam, Å; null: found from the patterns.
+        start: CIF file whose lattice, period and composition are taken as known; null: none.
+        axis: the lattice vector of that file that lies along the beam.
+        samples: volumes drawn from the posterior at the end; 0: none.
+        heldout_fraction: part of the patterns kept out of the fit, drawn by the seed.
+        slices: number of slices; null: the scan's thickness over slice_thickness_A.
+        slice_thickness_A: Å.
+        seed: of patterns, moves and samples.
+    """
+
+    rounds: int = 3
+    patterns: int = 32
+    composition: str | None = None
+    lattice_A: tuple[float, float] | None = None
+    angle_deg: float | None = None
+    period_A: float | None = None
+    start: str | None = None
+    axis: Literal["a", "b", "c"] = "c"
+    samples: int = 8
+    heldout_fraction: float = 0.05
+    slices: int | None = None
+    slice_thickness_A: float = 1.6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.rounds >= 1, f"rounds is {self.rounds}; expected at least 1")
+        check(self.patterns >= 1, f"patterns is {self.patterns}; expected at least 1")
+        check(self.samples >= 0, f"samples is {self.samples}; expected 0 or more")
+        lengths, angle, period = self.lattice_A, self.angle_deg, self.period_A
+        check(lengths is None or min(lengths) > 0, f"lattice_A is {list(lengths or ())}; expected two lengths above 0")
+        check(angle is None or 0 < angle < 180, f"angle_deg is {angle}; expected more than 0 and less than 180")
+        check(period is None or period > 0, f"period_A is {period}; expected more than 0")
+        check((lengths is None) == (angle is None), "lattice_A and angle_deg go together; give both or neither")
+        for name in ("composition", "lattice_A", "period_A"):
+            known = self.start is not None and getattr(self, name) is not None
+            check(not known, f"start says what {name} is; leave one of the two out")
+        if self.composition is not None:
+            parse_composition(self.composition)
+        _check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+
+
+def parse_composition(formula: str) -> dict[int, int]:
+    """Atoms of each atomic number in a formula like LiMnPO4 or Ca(OH)2.
+
+    Raises:
+        InputError: no formula, or an element beyond uranium.
+    """
+    from ase.data import atomic_numbers
+    from ase.formula import Formula
+
+    try:
+        counts = Formula("".join(formula.split())).count()
+    except (ValueError, KeyError):
+        counts = {}
+    counts = {symbol: count for symbol, count in counts.items() if count > 0}
+    known = all(0 < atomic_numbers.get(symbol, 0) <= _HEAVIEST for symbol in counts)
+    if not counts or not known:
+        raise InputError(f"composition is '{formula}'; expected a formula of elements up to Z = {_HEAVIEST}, like LiMnPO4")
+    return {atomic_numbers[symbol]: count for symbol, count in counts.items()}
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from mepdiff_core.unit_cell import UnitCell
 
 FloatArray = npt.NDArray[np.floating]
 Checkpoint = Mapping[str, npt.NDArray[np.generic]]
@@ -57,3 +61,43 @@ class ProbeState(State):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.probe.flags.writeable = False
+
+
+@dataclass(frozen=True)
+class CrystalState(State):
+    """One step of the crystal solver; ``loss`` and ``heldout`` are those of its own model.
+
+    Attributes:
+        cell: the atoms so far; None before there are any.
+        temperature: of the annealing, nats; 0 outside it.
+        accepted: changes accepted in this step.
+        stage: projection, lattice, columns, depth or posterior.
+        samples: (K, z, y, x) float32 volumes drawn from the posterior, rad; in the last state alone, None without any.
+        alternative: a second candidate for ``cell`` where two are equally likely.
+        verdict: the honest limits of the answer in words; in the last state alone, "" for none.
+    """
+
+    cell: UnitCell | None = None
+    temperature: float = 0.0
+    accepted: int = 0
+    stage: str = ""
+    samples: FloatArray | None = None
+    alternative: UnitCell | None = None
+    verdict: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples is not None:
+            self.samples.flags.writeable = False
+
+    def mean(self) -> npt.NDArray[np.float32] | None:
+        """(z, y, x) mean of the samples, rad; None without any."""
+        if self.samples is None or not len(self.samples):
+            return None
+        return np.asarray(self.samples.mean(0, dtype=np.float64), np.float32)
+
+    def spread(self) -> npt.NDArray[np.float32] | None:
+        """(z, y, x) standard deviation of the samples, rad; None for fewer than two."""
+        if self.samples is None or len(self.samples) < 2:
+            return None
+        return np.asarray(self.samples.std(0, ddof=1, dtype=np.float64), np.float32)

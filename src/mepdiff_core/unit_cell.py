@@ -76,6 +76,14 @@ class UnitCell:
         """(n, 3) parts of t1, t2, t3, in [0, 1)."""
         return _wrapped(self.positions_A @ np.linalg.inv(self.lattice_A))
 
+    @property
+    def fractional_spread(self) -> FloatArray:
+        """(n, 3) standard deviation of ``fractional``, those along z, y and x taken as independent; NaN where unknown."""
+        share = np.linalg.inv(self.lattice_A) ** 2
+        known = np.where(share > 0, self.spread_A[:, :, None] ** 2 * share, 0.0)  # a NaN along z leaves x and y alone
+        spread: FloatArray = np.sqrt(known.sum(1))
+        return spread
+
     def to_crystal(self, name: str) -> Crystal:
         """As a crystal in the standard setting: a along x, b in the x-y plane, right-handed.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pprint
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mepdiff_core.config import to_dict
+from mepdiff_core.config import parse_assignments, quoted, to_dict
 from mepdiff_core.reconstruction import METHODS, MethodConfig
 
 
@@ -89,9 +90,12 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def in_yaml(value: Any) -> str:
-    """A number, word, truth value, nothing, or a list of these, in one line of YAML."""
+    """A number, text, truth value, nothing, or a list of these, in one line of YAML."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(in_yaml, value))}]"
     if value is None:
         return "null"
+    if isinstance(value, str):  # NO is nitric oxide
+        plain = re.fullmatch(r"[A-Za-z/][\w./-]*", value) and parse_assignments([f"text={value}"])["text"] == value
+        return value if plain else quoted(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

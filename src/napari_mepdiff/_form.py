@@ -26,7 +26,7 @@ def label_of(name: str) -> str:
 
 
 class TextField(QLineEdit):
-    """A line for a number (with its unit), a list, or nothing where nothing is allowed."""
+    """A line for a number (with its unit), a list, words, or nothing where nothing is allowed."""
 
     edited = Signal()
 
@@ -35,7 +35,7 @@ class TextField(QLineEdit):
         arguments = typing.get_args(hint)
         self._optional = type(None) in arguments
         plain = next((a for a in arguments if a is not type(None)), hint) if self._optional else hint
-        self._number = plain is float
+        self._number, self._words = plain is float, plain is str
         self._list = typing.get_origin(plain) is tuple
         self._unit = unit_of(name)
         self._shown: tuple[str, Any] = ("", None)
@@ -55,6 +55,8 @@ class TextField(QLineEdit):
             return None
         if text == self._shown[0]:
             return self._shown[1]  # a line shows nine digits; a value that nobody touched keeps all of its own
+        if self._words:
+            return text
         if self._number:
             return read_quantity(text, self._unit)
         if self._list:

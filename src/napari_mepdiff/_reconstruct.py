@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,12 @@ from mepdiff_core.files import write_text
 from mepdiff_core.jobs import Job
 from mepdiff_core.reconstruction import DEFAULT_METHOD, METHODS, MethodConfig, method_config
 from mepdiff_core.runs import Run
-from mepdiff_core.states import State
+from mepdiff_core.states import CrystalState, State
 from napari_mepdiff._dialogs import YAML, ask_open, ask_save
 from napari_mepdiff._dock import Dock, button, heading, notify, words
 from napari_mepdiff._export import Request, as_command, as_python
 from napari_mepdiff._form import ConfigForm, Section
-from napari_mepdiff._layers import VolumeLayer, contrast_limits
+from napari_mepdiff._layers import VolumeLayer, contrast_limits, volume_settings
 from napari_mepdiff._preferences import preferences, recall, remember, remember_folder, runs_folder
 from napari_mepdiff._pump import Pump
 from napari_mepdiff._session import session_of
@@ -260,7 +261,9 @@ class Reconstruct(Dock):
         self._name = f"{request.scan.stem}: {request.method}"
         self.watch.forget_volume()
         if not resume:
-            self._rows, self._volume = [], None
+            self._volume = None
+        if not resume or not (out / "checkpoint.safetensors").exists():  # without one it begins again
+            self._rows = []
             self.watch.show_rows([])
         self._jobs.append(job)
         self.progress.setRange(0, 0)
@@ -283,6 +286,8 @@ class Reconstruct(Dock):
 
     def _have_state(self, state: State) -> None:
         self._last = state
+        if state.note and self.job is not None and self.job.status == "running":
+            self.status.setText(f"{self._progress_text()} {state.note[:1].upper()}{state.note[1:]}.")
         if self._run is None:
             self._run = self._made[0]
         if self._volume is None:
@@ -323,6 +328,8 @@ class Reconstruct(Dock):
             self.status.setText(f"Finished. {self._result_text(run)}")
             self.progress.setRange(0, run.metrics["steps"])
             self.progress.setValue(run.metrics["steps"])
+            if isinstance(self._last, CrystalState):
+                self._show_answer(run, self._last)
         elif job.status == "stopped":
             self.status.setText(f"Stopped. {self._progress_text(False)} The volume stays; Continue run goes on with it.")
         elif job.error is not None:
@@ -330,6 +337,16 @@ class Reconstruct(Dock):
             self.status.setText(f"Failed.{kept}")
             notify(job.error, job.details)
         self._update_buttons()
+
+    def _show_answer(self, run: Run, state: CrystalState) -> None:
+        """Mean and spread of the posterior samples as layers, hidden; the limits of the answer as a notification."""
+        record = run.folder.record
+        for kind, volume in (("mean", state.mean()), ("spread", state.spread())):
+            if volume is not None:
+                settings = volume_settings(f"{self._name}, {kind}", tuple(record["voxel_size_A"]), tuple(record["origin_A"]))
+                self._viewer.add_image(volume, contrast_limits=contrast_limits(volume), visible=False, **settings)
+        if state.verdict:
+            show_info(state.verdict)
 
     # what is shown
 
@@ -362,7 +379,7 @@ class Reconstruct(Dock):
         if not self._rows:
             return ""
         step, total, loss, held, seconds = self._rows[-1]
-        text = f"Step {step} of {total}, loss {loss:.5g}"
+        text = f"Step {step} of {total}" + (f", loss {loss:.5g}" if math.isfinite(loss) else "")
         if held is not None:
             text += f", held out {held:.5g}"
         first = self._rows[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections.abc import Sequence
@@ -62,7 +63,8 @@ class Watch(QWidget):
 
     def show_rows(self, rows: Sequence[Row]) -> None:
         """Show the loss of these states, and the held-out loss where there is one."""
-        lines = {"loss": ([row[0] for row in rows], [row[2] for row in rows])} if rows else {}
+        known = [row for row in rows if math.isfinite(row[2])]
+        lines = {"loss": ([row[0] for row in known], [row[2] for row in known])} if known else {}
         held = [(row[0], row[3]) for row in rows if row[3] is not None]
         if held:
             lines["held out"] = ([step for step, _ in held], [loss for _, loss in held])

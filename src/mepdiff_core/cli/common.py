@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ def stopped_run(scan: str | Path, method: str, out: str | Path) -> BaseException
     if not (Path(out) / "run.yaml").exists():
         return KeyboardInterrupt()
     command = ["mepdiff", "reconstruct", str(scan), "--method", method, "--out", str(out), "--resume"]
+    if method == "crystal" and (Path(out) / "history.csv").exists():  # it has no checkpoints
+        return Stopped(f"stopped; {out} keeps what was found; begin again with: {shlex.join(command)}")
     return Stopped(f"stopped; go on with: {shlex.join(command)}")
 
 
@@ -125,9 +128,9 @@ class StateBar(ProgressBar):
     """A progress bar that follows the states of a loop."""
 
     def __call__(self, state: State) -> None:
-        shown = f"loss {state.loss:.5g}"
+        shown = [f"loss {state.loss:.5g}"] if math.isfinite(state.loss) else []  # some loops begin before there is one
         if state.heldout is not None:
-            shown += f", held out {state.heldout:.5g}"
+            shown.append(f"held out {state.heldout:.5g}")
         if state.note:
-            shown += f", {state.note}"
-        self.show(state.step, state.total, shown)
+            shown.append(state.note)
+        self.show(state.step, state.total, ", ".join(shown))

@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--settings",
         metavar="NAME",
-        help="explain every setting of a method (adam, lbfgs, adam-best), of simulate, fit-probe, calibration or dataset",
+        help="explain every setting of a method (adam, lbfgs, adam-best, crystal), of simulate, fit-probe or calibration",
     )
     add_json(parser)
     parser.set_defaults(run=run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from mepdiff_core.cli.common import (
@@ -21,19 +22,25 @@ methods:
               that it does not fit are no longer explained better
   adam        PtyRAD with Adam as the MEP-Diffusion paper ran it, 200 passes
   lbfgs       PtyRAD with L-BFGS as the paper ran it, learning rates 1, 0.1 and 0.01
+  crystal     atoms in a repeated cell, found by the patterns' Poisson likelihood; what is known of the crystal helps:
+              --composition, --lattice, --start FILE.cif
 
 Every setting of a method and what it means: mepdiff info --settings adam-best
 Every value of the calibration: mepdiff info --settings calibration
 engine=fast computes with mepdiff's own forward model instead of PtyRAD's: the same losses, about three times as fast.
 
-The run folder holds volume.ome.tif (phase in rad), history.csv, metrics.json, run.yaml and report.html.
-Ctrl-C stops and keeps everything; the same command with --resume goes on.
+The run folder holds volume.ome.tif (phase in rad), history.csv, metrics.json, run.yaml and report.html; of the method
+crystal also crystal.cif, crystal-2.cif where two cells are equally likely, and samples, mean and std.ome.tif.
+Ctrl-C stops and keeps everything; the same command with --resume goes on (the method crystal begins again).
 
 examples:
   mepdiff reconstruct scan.h5 --out run
   mepdiff reconstruct scan.h5 --method adam --steps 50 --out run-adam
   mepdiff reconstruct scan.h5 --method adam --set engine=fast --probe probe.h5 --out run-fast
+  mepdiff reconstruct scan.h5 --method crystal --composition LiMnPO4 --out run-crystal
 """
+CRYSTAL_OPTIONS = ("composition", "lattice", "axis", "samples")
+"""Options of the method crystal alone."""
 
 
 def add_parser(commands: Any) -> None:
@@ -44,16 +51,34 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
     )
     parser.add_argument("scan", metavar="SCAN.h5", help="the scan file")
-    parser.add_argument("--method", default="adam-best", metavar="NAME", help="adam-best (default), adam or lbfgs")
+    parser.add_argument("--method", default="adam-best", metavar="NAME", help="adam-best (default), adam, lbfgs or crystal")
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make (or to go on with, by --resume)")
-    parser.add_argument("--steps", type=int, help="passes over the patterns, at most (the setting 'iterations')")
+    parser.add_argument(
+        "--steps", type=int, help="passes over the patterns, at most (the setting 'iterations'; of crystal 'rounds')"
+    )
     parser.add_argument("--seed", type=int, help="random seed: of mini-batches and held-out patterns (default 0)")
     parser.add_argument(
         "--slices",
         type=int,
         help="number of slices of 1.6 Å (or of the setting slice_thickness_A; default: to the scan's thickness)",
     )
-    parser.add_argument("--start", metavar="VOLUME.tif", help="start from this volume instead of from zeros")
+    parser.add_argument(
+        "--start",
+        metavar="FILE",
+        help="start from this TIFF volume instead of from zeros; for the method crystal, a CIF file whose lattice and"
+        " composition are taken as known",
+    )
+    parser.add_argument("--composition", metavar="FORMULA", help="crystal: its composition, like LiMnPO4")
+    parser.add_argument(
+        "--lattice",
+        type=_lattice,
+        metavar="A,B,ANGLE",
+        help="crystal: lengths of the in-plane lattice vectors in Å and the angle between them in degrees",
+    )
+    parser.add_argument(
+        "--axis", choices=("a", "b", "c"), help="crystal: the lattice vector of --start along the beam (default c)"
+    )
+    parser.add_argument("--samples", type=int, metavar="K", help="crystal: posterior samples to draw (default 8)")
     parser.add_argument("--probe", metavar="PROBE.h5", help="probe of 'mepdiff fit-probe' instead of the scan's own")
     parser.add_argument(
         "--calibration", metavar="FILE.yaml", help="optics, step, thickness, ... to use instead of what the scan says"
@@ -77,12 +102,14 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.config import merge, parse_assignments, read_yaml
     from mepdiff_core.page import text_table
-    from mepdiff_core.runs import Run
+    from mepdiff_core.runs import CELLS, Run
 
     settings = read_settings(arguments)
-    for option, name in (("steps", "iterations"), ("seed", "seed"), ("slices", "slices")):
+    crystal = arguments.method == "crystal"
+    for option, name in (("steps", "rounds" if crystal else "iterations"), ("seed", "seed"), ("slices", "slices")):
         if getattr(arguments, option) is not None:
             settings[name] = getattr(arguments, option)
+    settings |= _crystal_settings(arguments)
     calibration = read_yaml(arguments.calibration) if arguments.calibration else {}
     calibration = merge(calibration, parse_assignments(arguments.calibrate, "--calibrate"))
     with StateBar(arguments.method) as bar:
@@ -93,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
                 arguments.method,
                 settings,
                 arguments.device,
-                arguments.start,
+                None if crystal else arguments.start,
                 arguments.probe,
                 calibration,
                 arguments.resume,
@@ -103,5 +130,40 @@ def run(arguments: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             bar.close()
             raise stopped_run(arguments.scan, arguments.method, arguments.out) from None
-    text = text_table([made.metrics], ["method"]) + f"\n{made.folder.path}/report.html"
+    lines = [text_table([made.metrics], ["method"])]
+    lines += [made.metrics["verdict"]] if made.metrics.get("verdict") else []
+    lines += [f"{made.folder.path}/{name}" for name in CELLS if (made.folder.path / name).exists()]
+    text = "\n".join([*lines, f"{made.folder.path}/report.html"])
     emit(arguments, {"folder": str(made.folder.path), **made.metrics}, text)
+
+
+def _crystal_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the options of the method crystal fill.
+
+    Raises:
+        InputError: such an option for another method.
+    """
+    from mepdiff_core.config import check
+
+    given = [name for name in CRYSTAL_OPTIONS if getattr(arguments, name) is not None]
+    if arguments.method != "crystal":
+        text = f"for the method crystal, not for {arguments.method}; leave it out, or take --method crystal"
+        for name in given:
+            check(False, f"--{name} is {text}")
+        check(not str(arguments.start or "").lower().endswith(".cif"), f"--start {arguments.start}: a CIF file is {text}")
+        return {}
+    settings = {name: getattr(arguments, name) for name in given if name != "lattice"}
+    if arguments.lattice is not None:
+        settings |= {"lattice_A": arguments.lattice[:2], "angle_deg": arguments.lattice[2]}
+    if arguments.start is not None:
+        settings["start"] = arguments.start
+    return settings
+
+
+def _lattice(text: str) -> tuple[float, float, float]:
+    """Three numbers with commas or blanks between them."""
+    try:
+        a, b, angle = (float(part) for part in re.split(r"[,;\s]+", text.strip()))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected A,B,ANGLE like 4.65,4.65,90, got '{text}'") from None
+    return a, b, angle

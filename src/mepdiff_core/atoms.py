@@ -1,0 +1,508 @@
+"""The crystal solver: from a scan to the atoms of a repeated cell, judged by the Poisson likelihood of the patterns.
+
+Five stages, each with its states: the projection; its lattice; its columns, refined and completed; their atoms' depths,
+elements and number, for every period along the beam that may be; and draws from what the patterns leave open. Nothing is
+trained, nothing needs to be known beforehand; docs/method.md tells what was measured on the way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mepdiff_core import lattice as plane
+from mepdiff_core.atom_waves import AtomWaves
+from mepdiff_core.batches import Indices, split_patterns
+from mepdiff_core.columns import Columns, Painter, add_missing, drop_empty, refine, split_cosets
+from mepdiff_core.config import check
+from mepdiff_core.depth import (
+    SHORTEST_PERIOD_A,
+    Arrangement,
+    DepthSearch,
+    Matter,
+    matter_of_atoms,
+    matter_of_columns,
+    sources,
+)
+from mepdiff_core.element_features import element_table
+from mepdiff_core.errors import InputError
+from mepdiff_core.forward import object_field
+from mepdiff_core.metrics import expected_deviance
+from mepdiff_core.projection import illumination, project
+from mepdiff_core.renderer import Renderer
+from mepdiff_core.scan import Scan, specimen_slices
+from mepdiff_core.settings import CrystalConfig, parse_composition
+from mepdiff_core.states import Checkpoint, CrystalState
+from mepdiff_core.structure_files import read_crystal
+from mepdiff_core.unit_cell import UnitCell, from_crystal
+
+Array = npt.NDArray[np.float64]
+
+PASSES = 3
+EVEN_SLICES = 4
+EVEN_PATTERNS, COSET_PATTERNS = 8, 12
+COLUMN_ROUNDS = 3
+SWEEPS_FIRST, SWEEPS, CHAINS = 8, 20, 3
+HOT_FIRST, HOT = 100.0, 200.0
+PERIOD_STEP_A = 0.1
+PERIODS_KEPT, JUDGED = 10, 8
+EQUAL_NATS = 5.0
+"""Two answers whose exact misfits on a round's patterns differ by less are equally likely."""
+LATTICE_TOLERANCE = 0.03
+SHIFTING = 0.08
+"""Change of the columns from cell to cell above which the stacking shifts along the beam."""
+MARGIN_A = 4.0
+STEPS_AT_MOST = PASSES + 1 + 4 + 4 * COLUMN_ROUNDS + 3
+ROUND_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the user knows: elements, in-plane lattice and period; None each where not."""
+
+    elements: tuple[int, ...] | None = None
+    lattice_A: Array | None = None
+    period_A: float | None = None
+
+
+def what_is_known(config: CrystalConfig, thickness_A: float) -> Known:
+    """From the settings, or from the file they name.
+
+    Raises:
+        InputError: a file that can't be read, or whose stacking shifts along the beam.
+    """
+    if config.start is not None:
+        crystal = read_crystal(config.start)
+        cell = from_crystal(crystal, config.axis, (0.0, 0.0, 0.0), thickness_A)
+        check(
+            float(np.abs(cell.lattice_A[:2, 0]).max()) < 0.02,
+            f"{config.start}: along {config.axis} its stacking shifts from cell to cell, which the crystal solver does not"
+            " model; choose another axis, or leave start out and give the composition",
+        )
+        elements = tuple(sorted(set(cell.numbers.tolist())))
+        return Known(elements, plane.reduce_basis(cell.lattice_A[:2, 1:]), float(cell.lattice_A[2, 0]))
+    vectors = None
+    if config.lattice_A is not None and config.angle_deg is not None:
+        a, b = config.lattice_A
+        angle = np.radians(config.angle_deg)
+        vectors = plane.reduce_basis(np.array([[0.0, a], [b * np.sin(angle), b * np.cos(angle)]]))
+    composition = config.composition
+    return Known(None if composition is None else tuple(sorted(parse_composition(composition))), vectors, config.period_A)
+
+
+def run_crystal(
+    scan: Scan,
+    config: CrystalConfig,
+    device: torch.device | str = "cpu",
+    start: npt.NDArray[np.floating] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Iterator[CrystalState]:
+    """Solve the crystal, as a stream of states; the last one holds the answer, its spread and its limits.
+
+    Args:
+        scan: the measurement, with its thickness.
+        config: settings; device: torch device.
+        start, checkpoint: not taken: the solver starts from the patterns and is over in minutes.
+
+    Raises:
+        InputError: a start or checkpoint was given, or what is said to be known does not fit the projection.
+    """
+    check(start is None, "the crystal solver takes no start volume; give --start FILE.cif for what is known of the crystal")
+    check(not checkpoint, "a run of the crystal solver cannot be continued; start it again")
+    yield from _Solver(scan, config, device).run()
+
+
+@dataclass
+class _Solver:
+    scan: Scan
+    config: CrystalConfig
+    device: torch.device | str
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = float("nan")
+    heldout: float | None = None
+    change: float = 0.0
+    words: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        c, scan = self.config, self.scan
+        self.slices = specimen_slices(scan, c.slices, c.slice_thickness_A)
+        self.thickness_A = self.slices * c.slice_thickness_A
+        self.known = what_is_known(c, self.thickness_A)
+        self.fit, self.held = split_patterns(scan.n_patterns, c.heldout_fraction, c.seed)
+        self.order = np.random.default_rng([c.seed, 1]).permutation(self.fit)
+        self.used = 0
+        self.field = object_field(scan.positions_A, scan.n_pixels, scan.pixel_size_A)
+        self.total = STEPS_AT_MOST + ROUND_STEPS * c.rounds + 1
+        self.resumed = time.perf_counter()
+        self.volume = np.zeros((self.slices, *self.field.shape), np.float32)
+
+    def batch(self, count: int) -> Indices:
+        """The next patterns in a random order; all have their turn before one comes again."""
+        places = np.arange(self.used, self.used + min(count, len(self.order))) % len(self.order)
+        self.used += len(places)
+        return np.sort(self.order[places])
+
+    def state(self, stage: str, note: str = "", **more: Any) -> CrystalState:
+        """The next state; the time until the next one is wanted is not counted."""
+        self.step += 1
+        self.seconds += time.perf_counter() - self.resumed
+        return CrystalState(
+            step=self.step,
+            total=max(self.total, self.step),
+            volume=self.volume.copy(),
+            loss=self.loss,
+            seconds=self.seconds,
+            volume_step=self.step,
+            heldout=self.heldout,
+            note=note,
+            stage=stage,
+            **more,
+        )
+
+    def emit(self, stage: str, note: str = "", **more: Any) -> Iterator[CrystalState]:
+        yield self.state(stage, note, **more)
+        self.resumed = time.perf_counter()
+
+    def run(self) -> Iterator[CrystalState]:
+        scan = self.scan
+        rng = np.random.default_rng([self.config.seed, 2])
+        projected = np.zeros(self.field.shape)
+        for step in project(scan, self.thickness_A, self.fit, PASSES, rng, self.device):
+            projected = step.phase
+            self.volume = np.repeat((projected / self.slices).astype(np.float32)[None], self.slices, 0)
+            yield from self.emit("projection", f"projection, pass {step.step} of {step.total}")
+
+        even = AtomWaves(scan, EVEN_SLICES, self.thickness_A / EVEN_SLICES, device=self.device)
+        columns = self._columns(projected, even)
+        if columns is None:
+            yield from self._give_up("no lattice: the projection does not repeat within the field, so this is no crystal")
+            return
+        yield from self.emit("lattice", f"lattice {_describe(columns.lattice_A)}, {len(columns)} columns")
+        for result in self._complete(columns, even):
+            columns = result
+            self._show_even(even, columns)
+            yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
+        if not len(columns):
+            yield from self._give_up("no columns: nothing in the averaged cell stands out from what surrounds it")
+            return
+        yield from self._atoms(columns.sorted())
+
+    def _columns(self, projected: Array, even: AtomWaves) -> Columns | None:
+        """Lattice and columns as the projection shows them."""
+        scan, weight = self.scan, illumination(self.scan)
+        pixel = scan.pixel_size_A
+        candidates = plane.find_lattices(projected, weight, pixel, 40)
+        if not candidates or max(c.correlation for c in candidates) < 0.5:
+            return None
+        if self.known.lattice_A is None:
+            vectors = plane.choose_lattice(candidates).vectors_A
+        else:
+            vectors = _nearest(candidates, self.known.lattice_A)
+        middle = scan.positions_A.mean(0)
+        first = np.asarray(self.field.origin_A)
+        cell = plane.fold(projected, weight, vectors, pixel, middle - first)
+        places, heights = plane.find_columns(cell, vectors)
+        if not len(places):
+            return None
+        self.change = plane.cell_to_cell_change(projected, weight, vectors, places @ vectors + middle - first, pixel)
+        atom = float(even.draw_flat(middle[None], 22).max())
+        amounts = np.outer(np.maximum(heights / (0.55 * atom), 0.3), element_table().features[22])
+        return Columns(vectors, middle, places, amounts)
+
+    def _complete(self, columns: Columns, even: AtomWaves) -> Iterator[Columns]:
+        """Columns refined, the missing ones added, the cell widened where it repeats only there."""
+        for turn in range(3):
+            result = refine(even, columns, self.batch(EVEN_PATTERNS), with_lattice=turn > 0)
+            columns, self.loss, self.spread = result.columns, result.misfit / EVEN_PATTERNS, result.spread
+            yield columns
+        for _ in range(COLUMN_ROUNDS):
+            before = len(columns)
+            if self.known.lattice_A is None:
+                columns = split_cosets(even, columns, self.batch(COSET_PATTERNS))
+            columns = add_missing(even, columns, self.batch(EVEN_PATTERNS))
+            changed = len(columns) != before
+            for turn in range(2 if changed else 1):
+                result = refine(even, columns, self.batch(EVEN_PATTERNS))
+                columns, self.loss, self.spread = result.columns, result.misfit / EVEN_PATTERNS, result.spread
+                if turn:
+                    kept = drop_empty(columns, self.spread)
+                    if len(kept) < len(columns):
+                        columns, changed = kept, True
+                yield columns
+            if not changed:
+                break
+
+    def _atoms(self, columns: Columns) -> Iterator[CrystalState]:
+        """Depths, elements and number of the atoms in the columns."""
+        c = self.config
+        waves = AtomWaves(self.scan, self.slices, c.slice_thickness_A, device=self.device)
+        painter = Painter(waves, columns)
+        which = sources(painter, self.slices)
+        even = (painter.flat() / self.slices)[None].repeat(self.slices, 1, 1)
+        phase, centre = even, matter_of_columns(columns, self.slices)
+        pool: list[Arrangement] = []
+        exact: list[float] = []
+        search: DepthSearch | None = None
+        per_round = min(c.patterns, max(12, 480 // len(columns)))
+        for turn in range(c.rounds):
+            indices = self.batch(per_round)
+            matter: Matter | None = None
+            for part in np.array_split(indices, max(1, len(indices) // 8)):
+                misfit, gradient, fisher = waves.quadratic(phase, which, part)
+                matter = Matter(
+                    misfit + (matter.misfit if matter else 0),
+                    gradient + (matter.gradient if matter else 0),
+                    fisher + (matter.fisher if matter else 0),
+                    centre,
+                    len(columns),
+                    self.slices,
+                )
+                yield from self.emit("depth", f"round {turn + 1}: what each atom does to the patterns")
+            assert matter is not None
+            search = DepthSearch(matter, columns, c.slice_thickness_A, self.known.elements)
+            found: list[Arrangement] = []
+            rng = np.random.default_rng([c.seed, 3, turn])
+            periods = self._periods(pool if turn > 1 else [])
+            for group in np.array_split(np.array(periods, float), 3):
+                found += [search.search(_period(p), rng, HOT_FIRST, SWEEPS_FIRST) for p in group]
+                yield from self.emit("depth", f"round {turn + 1}: periods along the beam", temperature=HOT_FIRST)
+            best_periods = list(dict.fromkeys(a.period_A for a in sorted(found, key=lambda a: a.energy)))[:PERIODS_KEPT]
+            for period in best_periods:
+                found += [search.search(period, rng, HOT, SWEEPS) for _ in range(CHAINS)]
+            found.sort(key=lambda a: a.energy)
+            judged = _distinct(pool[:3], 3) + _distinct(found, JUDGED)
+            misfits = [self._misfit(waves, painter, a, indices) for a in judged]
+            energies = np.array([m.sum() + a.prior for m, a in zip(misfits, judged, strict=True)])
+            ranking = np.argsort(energies)
+            accepted = sum(not any(judged[i].same_as(p) for p in pool) for i in ranking[:1])
+            unchanged = bool(pool) and judged[ranking[0]].same_as(pool[0])
+            pool, exact = [judged[i] for i in ranking], [float(energies[i]) for i in ranking]
+            best = pool[0]
+            self.loss = float(misfits[ranking[0]].mean())
+            cell = self._cell(columns, best)
+            self._show(waves, painter, best, cell)
+            yield from self.emit(
+                "depth",
+                f"round {turn + 1}: {cell.formula}, {_say_period(best)}",
+                cell=cell,
+                temperature=1.0,
+                accepted=accepted,
+            )
+            phase, centre = self._phase(painter, best), matter_of_atoms(best, len(columns), self.slices)
+            if turn == 0 and c.rounds > 1:  # half-way states keep the next linear model honest about what may be wrong
+                phase = 0.8 * phase + 0.2 * even
+                centre = 0.8 * centre + 0.2 * matter_of_columns(columns, self.slices)
+            if unchanged and turn > 0 and self._excess(waves, painter, best, indices) < 4.0:
+                break
+        assert search is not None
+        best = pool[0]
+        cell, samples = self._posterior(search, columns, waves, painter, best)
+        second = next(
+            (a for a, e in zip(pool[1:], exact[1:], strict=True) if e - exact[0] < EQUAL_NATS and not a.same_as(best)), None
+        )
+        alternative = None if second is None else self._cell(columns, second)
+        self._judge(waves, painter, best, alternative)
+        yield from self.emit(
+            "posterior",
+            "; ".join(self.words),
+            cell=cell,
+            samples=samples,
+            alternative=alternative,
+            verdict=". ".join(w[0].upper() + w[1:] for w in self.words) + ".",
+        )
+
+    def _periods(self, pool: Sequence[Arrangement]) -> list[float]:
+        """Periods to try, nan for none: all, or those around what was found."""
+        if self.known.period_A is not None:
+            return [self.known.period_A if self.known.period_A < self.thickness_A else np.nan]
+        grid = np.arange(SHORTEST_PERIOD_A, self.thickness_A - 1e-6, PERIOD_STEP_A)
+        if pool:
+            near = [a.period_A / part for a in pool[:3] if a.period_A is not None for part in (1, 2, 3)]
+            fine = np.unique(np.round([p + d for p in near for d in np.arange(-0.15, 0.151, 0.05)], 2))
+            grid = fine[(fine >= SHORTEST_PERIOD_A) & (fine < self.thickness_A)] if len(fine) else fine
+        return [*grid.tolist(), np.nan]
+
+    def _phase(self, painter: Painter, arrangement: Arrangement) -> Tensor:
+        """(slices, drawn, drawn) of the atoms, rad."""
+        grid = painter.waves.drawn
+        phase = torch.zeros(self.slices, grid, grid, device=painter.waves.device)
+        for column, number, copies in zip(arrangement.column, arrangement.number, arrangement.occupied, strict=True):
+            for s in np.flatnonzero(copies):
+                phase[s].add_(painter.element(int(number))[column], alpha=float(copies[s]))
+        return phase
+
+    def _misfit(self, waves: AtomWaves, painter: Painter, arrangement: Arrangement, indices: Indices) -> Array:
+        return waves.misfit(waves.transmission(self._phase(painter, arrangement)), indices)
+
+    def _excess(self, waves: AtomWaves, painter: Painter, arrangement: Arrangement, indices: Indices) -> float:
+        """Nats a pattern of misfit beyond what counting statistics give."""
+        expected = waves.predict(waves.transmission(self._phase(painter, arrangement)), indices)
+        statistics = expected_deviance(expected.double().cpu().numpy()).sum((1, 2)) / 2
+        return float((waves.deviance(expected, indices) - statistics).mean())
+
+    def _cell(
+        self, columns: Columns, arrangement: Arrangement, spread_A: Array | None = None, candidates: Any = None
+    ) -> UnitCell:
+        n = len(arrangement.number)
+        period = arrangement.period_A
+        vectors = np.zeros((3, 3))
+        vectors[:2, 1:] = columns.lattice_A
+        vectors[2, 0] = self.thickness_A if period is None else period
+        place = columns.origin_A + columns.fractional[arrangement.column] @ columns.lattice_A
+        return UnitCell(
+            vectors,
+            period is not None,
+            self.thickness_A,
+            np.concatenate([arrangement.depth_A[:, None], place], axis=1).reshape(n, 3),
+            arrangement.number,
+            np.full((n, 3), np.nan) if spread_A is None else spread_A,
+            tuple(((int(z), 1.0),) for z in arrangement.number) if candidates is None else candidates,
+        )
+
+    def _draw_volume(self, cell: UnitCell) -> npt.NDArray[np.float32]:
+        """The cell's atoms on the object field, as every volume is drawn."""
+        pixel = self.scan.pixel_size_A
+        margin = int(np.ceil(MARGIN_A / pixel))
+        shape = (self.field.shape[0] + 2 * margin, self.field.shape[1] + 2 * margin)
+        corner = np.asarray(self.field.origin_A) - margin * pixel
+        box = cell.atoms_in((self.thickness_A, shape[0] * pixel, shape[1] * pixel), (0.0, *corner))
+        thickness = self.config.slice_thickness_A
+        renderer = Renderer(shape, pixel, self.slices, thickness, self.scan.optics.energy_eV, self.device)
+        volume = renderer.render([box])[0].cpu().numpy()
+        return np.ascontiguousarray(volume[:, margin:-margin, margin:-margin], np.float32)
+
+    def _show_even(self, waves: AtomWaves, columns: Columns) -> None:
+        """The columns, even along the beam, as the volume."""
+        flat = Painter(waves, columns).flat().cpu().numpy()
+        factor = round(self.scan.pixel_size_A / waves.drawn_pixel_A)
+        first = np.round((np.asarray(self.field.origin_A) - waves.origin_A) / waves.drawn_pixel_A).astype(int)
+        height, width = self.field.shape
+        part = flat[first[0] : first[0] + factor * height : factor, first[1] : first[1] + factor * width : factor]
+        self.volume = np.repeat((part / self.slices).astype(np.float32)[None], self.slices, 0)
+
+    def _show(self, waves: AtomWaves, painter: Painter, arrangement: Arrangement, cell: UnitCell) -> None:
+        self.volume = self._draw_volume(cell)
+        if len(self.held):
+            self.heldout = float(self._misfit(waves, painter, arrangement, self.held).mean())
+
+    def _posterior(
+        self, search: DepthSearch, columns: Columns, waves: AtomWaves, painter: Painter, best: Arrangement
+    ) -> tuple[UnitCell, npt.NDArray[np.float32] | None]:
+        """Draws from the last quadratic posterior around the answer: spread, candidates and sample volumes."""
+        rng = np.random.default_rng([self.config.seed, 4])
+        chain, slots = search.chain(best, rng)
+        candidates = []
+        for column, slot in zip(best.column, best.slot, strict=True):
+            probability = chain.candidates(int(column), int(slot))
+            top = np.argsort(-probability)[:5]
+            chosen = {int(search.numbers[t]): float(probability[t]) for t in top if probability[t] > 0.01}
+            candidates.append(
+                tuple(sorted(chosen.items(), key=lambda item: -item[1])) or ((int(search.numbers[top[0]]), 1.0),)
+            )
+        draws = []
+        for _ in range(max(16, self.config.samples)):
+            for _ in range(3):
+                chain.sweep(1.0)
+            draws.append(search.arrangement(chain.now(), best.period_A))
+        spread = np.full((len(best.number), 3), np.nan)
+        spread[:, 1:] = self.spread[np.minimum(best.column, len(self.spread) - 1), 1:]
+        for k, (column, slot) in enumerate(zip(best.column, best.slot, strict=True)):
+            steps = [float(slots.width_A[slot]) / np.sqrt(12)]
+            for draw in draws:
+                depths = draw.depth_A[draw.column == column]
+                if len(depths):
+                    step = np.abs(depths - best.depth_A[k])
+                    steps.append(float((np.minimum(step, best.period_A - step) if best.period_A else step).min()))
+            spread[k, 0] = float(np.hypot(steps[0], np.sqrt(np.mean(np.square(steps[1:])))) if len(steps) > 1 else steps[0])
+        cell = self._cell(columns, best, spread, tuple(candidates))
+        if not self.config.samples:
+            return cell, None
+        volumes = [self._draw_volume(self._cell(columns, d)) for d in draws[: self.config.samples]]
+        return cell, np.stack(volumes)
+
+    def _judge(self, waves: AtomWaves, painter: Painter, best: Arrangement, alternative: UnitCell | None) -> None:
+        """The honest limits, in words."""
+        indices = self.held if len(self.held) else self.batch(EVEN_PATTERNS)
+        excess = self._excess(waves, painter, best, indices)
+        kind = "held-out patterns" if len(self.held) else "patterns"
+        if excess < 10:
+            self.words.append(f"{kind} are explained to within {max(excess, 0):.1f} nats a pattern of counting statistics")
+        elif excess < 60:
+            self.words.append(
+                f"{kind} are nearly explained: {excess:.0f} nats a pattern above counting statistics, some atoms are wrong"
+            )
+        else:
+            self.words.append(
+                f"{kind} are not explained: {excess:.0f} nats a pattern above counting statistics; the structure is wrong"
+            )
+        if best.period_A is None:
+            self.words.append("no period along the beam was found within the thickness")
+        if self.change > SHIFTING and excess >= 10:
+            self.words.append(
+                f"columns differ by {100 * self.change:.0f} % from cell to cell: the stacking may shift along the beam,"
+                " which this solver does not model"
+            )
+        if alternative is not None:
+            self.words.append(f"a second structure, {alternative.formula}, is equally likely")
+
+    def _give_up(self, words: str) -> Iterator[CrystalState]:
+        yield from self.emit("posterior", words, verdict=words[0].upper() + words[1:] + ".")
+
+
+def _nearest(candidates: Sequence[plane.Lattice], wanted: Array) -> Array:
+    """The candidate of the wanted lengths and angle.
+
+    Raises:
+        InputError: none is; says by how much the nearest misses.
+    """
+    goal = _shape(wanted)
+    misses = [float(np.abs(_shape(c.vectors_A) / goal - 1).max()) for c in candidates]
+    best = int(np.argmin(misses))
+    if misses[best] > LATTICE_TOLERANCE:
+        raise InputError(
+            f"the lattice {_describe(wanted)} does not fit the projection: the nearest that does is"
+            f" {_describe(candidates[best].vectors_A)}, {100 * misses[best]:.1f} % off; leave the lattice out, or check axis"
+            " and calibration"
+        )
+    return candidates[best].vectors_A
+
+
+def _shape(vectors: Array) -> Array:
+    """Lengths of a reduced basis and of its sum and difference: what a turn leaves as it is."""
+    a, b = plane.reduce_basis(vectors)
+    ends = sorted([np.linalg.norm(a + b), np.linalg.norm(a - b)])
+    return np.array([np.linalg.norm(a), np.linalg.norm(b), *ends])
+
+
+def _describe(vectors: Array) -> str:
+    a, b = plane.reduce_basis(vectors)
+    lengths = np.linalg.norm(a), np.linalg.norm(b)
+    angle = np.degrees(np.arccos(np.clip(a @ b / (lengths[0] * lengths[1]), -1, 1)))
+    return f"{lengths[0]:.3f} × {lengths[1]:.3f} Å, {angle:.1f}°"
+
+
+def _period(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _say_period(arrangement: Arrangement) -> str:
+    return "no period along the beam" if arrangement.period_A is None else f"period {arrangement.period_A:.2f} Å"
+
+
+def _distinct(found: Sequence[Arrangement], count: int) -> list[Arrangement]:
+    """The first ``count`` that differ."""
+    result: list[Arrangement] = []
+    for arrangement in found:
+        if len(arrangement.number) and not any(arrangement.same_as(r) for r in result):
+            result.append(arrangement)
+        if len(result) == count:
+            break
+    return result

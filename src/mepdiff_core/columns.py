@@ -1,0 +1,295 @@
+"""Atom columns in a repeated plane cell: drawn, refined by the patterns, and missing ones found.
+
+Everything here treats matter as spread evenly along the beam; ``atoms`` takes it apart. Steps are Gauss and Newton's on the
+Poisson likelihood, with the Fisher information as curvature (Osborne, Int. Stat. Rev. 60 (1992) 99).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.ndimage import map_coordinates
+from skimage.feature import peak_local_max
+from torch import Tensor
+
+from mepdiff_core.atom_waves import AtomWaves
+from mepdiff_core.element_features import FEATURES, MIXED, element_table
+
+Array = npt.NDArray[np.float64]
+
+NUDGE_A = 0.03
+"""Step of the finite differences that turn images into their derivatives."""
+FARTHEST_STEP_A = 0.12
+NEAREST_A = 0.35
+"""No two columns are nearer than this: one of them is an artefact."""
+SIGNIFICANT = 7.0
+"""Standard deviations that a new column's amount must differ from zero."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a plane cell.
+
+    Attributes:
+        lattice_A: (2, 2) rows are lattice vectors (y, x), Å.
+        origin_A: (2,) (y, x) of the cell's corner in the frame of the scan's positions.
+        fractional: (n, 2) where each column is.
+        amounts: (n, features) matter of each, summed along the beam; an oxygen atom's first feature is 1.
+    """
+
+    lattice_A: Array
+    origin_A: Array
+    fractional: Array
+    amounts: Array
+
+    def __len__(self) -> int:
+        return len(self.fractional)
+
+    def distances_A(self) -> Array:
+        """(n, n) distances between columns, the nearest copies."""
+        step = self.fractional[:, None] - self.fractional[None]
+        step = step - np.round(step)
+        near = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
+        copies = (step[:, :, None] + near) @ self.lattice_A
+        return np.asarray(np.linalg.norm(copies, axis=-1).min(-1))
+
+    def sorted(self) -> Columns:
+        """The strongest first."""
+        order = np.argsort(-self.amounts[:, 0], kind="stable")
+        return replace(self, fractional=self.fractional[order], amounts=self.amounts[order])
+
+
+class Painter:
+    """Draws the columns of a cell on a model's grid.
+
+    Args:
+        waves: whose grid.
+        columns: which columns.
+    """
+
+    def __init__(self, waves: AtomWaves, columns: Columns) -> None:
+        self.waves, self.columns = waves, columns
+        self._elements: dict[int, Tensor] = {}
+
+    def element(self, number: int) -> Tensor:
+        """(columns, drawn, drawn) phase, rad, of one atom of the element in every copy of each column."""
+        if number not in self._elements:
+            images = [self._image(i, number) for i in range(len(self.columns))]
+            self._elements[number] = torch.stack(images)
+        return self._elements[number]
+
+    @cached_property
+    def shapes(self) -> list[Tensor]:
+        """For each feature (columns, drawn, drawn)."""
+        mixture = element_table().mixture
+        return [
+            sum(
+                (float(w) * self.element(z) for w, z in zip(row, MIXED, strict=True)),
+                torch.zeros((), device=self.waves.device),
+            )
+            for row in mixture
+        ]
+
+    def flat(self) -> Tensor:
+        """(drawn, drawn) projected phase of all columns, rad."""
+        amounts = torch.as_tensor(self.columns.amounts, device=self.waves.device).float()
+        return torch.as_tensor(sum(torch.einsum("i,iyx->yx", amounts[:, f], self.shapes[f]) for f in range(FEATURES)))
+
+    def column(self, index: int) -> Tensor:
+        """(drawn, drawn) projected phase of one column, rad."""
+        result = torch.zeros(self.waves.drawn, self.waves.drawn, device=self.waves.device)
+        for feature, amount in enumerate(self.columns.amounts[index]):
+            result += float(amount) * self.shapes[feature][index]
+        return result
+
+    def _image(self, index: int, number: int) -> Tensor:
+        return self.waves.draw_flat(copies(self.columns, index, self.waves), number)
+
+
+def copies(columns: Columns, index: int, waves: AtomWaves) -> Array:
+    """(m, 2) (y, x) of every copy of a column in the drawing, Å."""
+    corner, size = np.asarray(waves.origin_A), np.asarray(waves.size_A)
+    corners = corner + size * np.array([(i, j) for i in (0, 1) for j in (0, 1)])
+    reach = (corners - columns.origin_A) @ np.linalg.inv(columns.lattice_A)
+    low, high = np.floor(reach.min(0)).astype(int) - 1, np.ceil(reach.max(0)).astype(int) + 1
+    cells = np.stack(np.meshgrid(np.arange(low[0], high[0] + 1), np.arange(low[1], high[1] + 1), indexing="ij"), -1)
+    points = columns.origin_A + (columns.fractional[index] + cells.reshape(-1, 2)) @ columns.lattice_A
+    return np.asarray(points[np.all((points >= corner) & (points < corner + size), axis=1)])
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A step's result: the columns, their misfit before it, nats, and the standard deviations of (amount, y, x) of each."""
+
+    columns: Columns
+    misfit: float
+    spread: Array
+
+
+def refine(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer], with_lattice: bool = True) -> Refined:
+    """One Gauss-Newton step of amounts, places and lattice.
+
+    Args:
+        waves: the model; its slices all hold the same.
+        indices: which patterns.
+    """
+    painter, n = Painter(waves, columns), len(columns)
+    everywhere = range(waves.slices)
+    share = 1 / waves.slices
+    images = [painter.shapes[f][i] * share for f in range(FEATURES) for i in range(n)]
+    for axis in range(2):
+        images += [_moved(waves, columns, i, axis) * share for i in range(n)]
+    if with_lattice:
+        images += [_stretched(waves, columns, vector, axis) * share for vector in range(2) for axis in range(2)]
+    phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
+    misfit, gradient, fisher = waves.quadratic(phase, [dict.fromkeys(everywhere, image) for image in images], indices)
+
+    # priors: an amount may change by half, a shape by a fifth of the amount, a place by 0.2 Å, a lattice vector by 0.1 Å
+    strength = columns.amounts[:, 0] + 0.3
+    width = np.concatenate(
+        [0.5 * strength, np.tile(0.2 * strength, FEATURES - 1), np.full(2 * n, 0.2), np.full(4 * with_lattice, 0.1)]
+    )
+    inverse = np.linalg.inv(fisher + np.diag(1 / width**2))
+    step = -inverse @ gradient
+    deviation = np.sqrt(np.diag(inverse))
+    step[:n] = np.maximum(step[:n], -0.6 * columns.amounts[:, 0])
+    split = FEATURES * n
+    shift = np.clip(step[split : split + 2 * n].reshape(2, n).T, -FARTHEST_STEP_A, FARTHEST_STEP_A)
+    lattice = columns.lattice_A + (step[split + 2 * n :].reshape(2, 2) if with_lattice else 0.0)
+    moved = replace(
+        columns,
+        lattice_A=lattice,
+        fractional=columns.fractional + shift @ np.linalg.inv(columns.lattice_A),
+        amounts=columns.amounts + step[:split].reshape(FEATURES, n).T,
+    )
+    spread = np.stack([deviation[:n], deviation[split : split + n], deviation[split + n : split + 2 * n]], 1)
+    return Refined(moved, misfit, spread)
+
+
+def _moved(waves: AtomWaves, columns: Columns, index: int, axis: int) -> Tensor:
+    """Derivative of a column's image by its place, rad/Å."""
+    nudge = np.zeros(2)
+    nudge[axis] = NUDGE_A
+    nudge = nudge @ np.linalg.inv(columns.lattice_A)
+    one = replace(columns, fractional=columns.fractional[index : index + 1], amounts=columns.amounts[index : index + 1])
+    ahead = Painter(waves, replace(one, fractional=one.fractional + nudge)).flat()
+    behind = Painter(waves, replace(one, fractional=one.fractional - nudge)).flat()
+    return (ahead - behind) / (2 * NUDGE_A)
+
+
+def _stretched(waves: AtomWaves, columns: Columns, vector: int, axis: int) -> Tensor:
+    """Derivative of the image by a component of a lattice vector, rad/Å; the middle of the field stays where it is."""
+    result = []
+    for sign in (1, -1):
+        lattice = columns.lattice_A.copy()
+        lattice[vector, axis] += sign * NUDGE_A / 3
+        result.append(Painter(waves, replace(columns, lattice_A=lattice)).flat())
+    return (result[0] - result[1]) / (2 * NUDGE_A / 3)
+
+
+def add_missing(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer]) -> Columns:
+    """The columns and those whose absence the patterns show.
+
+    The misfit's gradient by the phase, matched with an oxygen atom's image and summed over the cell's copies, is what a new
+    atom there would gain; its Fisher information is taken from the columns that are known.
+    """
+    painter = Painter(waves, columns)
+    share = 1 / waves.slices
+    phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
+    gain = waves.gradient(phase, indices).mean(0)
+    atom = waves.to_model(waves.draw_flat(np.array([waves.origin_A]), 8)).real
+    matched = torch.fft.ifft2(torch.fft.fft2(gain) * torch.fft.fft2(atom).conj()).real.cpu().numpy()
+
+    steps = np.ceil(np.linalg.norm(columns.lattice_A, axis=1) / 0.1).astype(int)
+    grid = np.stack(np.meshgrid(*[np.arange(s) / s for s in steps], indexing="ij"), -1)
+    cell = np.zeros(tuple(steps))
+    pixel = waves.model_pixel_A
+    single = replace(columns, fractional=np.zeros((1, 2)), amounts=columns.amounts[:1])
+    for corner in copies(single, 0, waves):
+        places = (corner + grid @ columns.lattice_A - waves.origin_A) / pixel
+        cell += map_coordinates(matched, places.reshape(-1, 2).T, order=1, mode="constant").reshape(cell.shape)
+    # what an oxygen column's information is: that of the weakest known column's first feature
+    weakest = int(np.argmin(columns.amounts[:, 0]))
+    source = [dict.fromkeys(range(waves.slices), painter.element(8)[weakest] * share)]
+    _, _, fisher = waves.quadratic(phase, source, indices)
+    score = -cell / np.sqrt(fisher[0, 0])
+    tiled = np.tile(score, (3, 3))
+    peaks = peak_local_max(tiled, min_distance=3, threshold_abs=SIGNIFICANT)
+    inside = np.all((peaks >= steps) & (peaks < 2 * steps), axis=1)
+    found = columns
+    for peak in peaks[inside][:6]:
+        place = (peak - steps) / steps
+        amount = np.zeros((1, FEATURES))
+        amount[0] = element_table().features[8] * score[tuple(peak - steps)] / np.sqrt(fisher[0, 0])
+        if amount[0, 0] < 0.15 * min(1.0, float(found.amounts[:, 0].min())):
+            continue
+        trial = replace(
+            found,
+            fractional=np.concatenate([found.fractional, place[None]]),
+            amounts=np.concatenate([found.amounts, amount]),
+        )
+        if (trial.distances_A()[-1, :-1] > NEAREST_A).all():
+            found = trial
+    return found
+
+
+def drop_empty(columns: Columns, spread: Array) -> Columns:
+    """Without the columns whose amount the patterns do not show, and the weaker of two that are one."""
+    keep = columns.amounts[:, 0] > np.maximum(0.1, SIGNIFICANT * spread[:, 0])
+    distance = columns.distances_A()
+    for a in range(len(columns)):
+        for b in range(a):
+            if keep[a] and keep[b] and distance[a, b] < NEAREST_A:
+                keep[a if columns.amounts[a, 0] < columns.amounts[b, 0] else b] = False
+    return replace(columns, fractional=columns.fractional[keep], amounts=columns.amounts[keep])
+
+
+def split_cosets(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer]) -> Columns:
+    """The columns in a cell of twice or four times the area, where the patterns show that it repeats only there.
+
+    A score test: the gain, to second order, of letting the copies of each column in a cell doubled both ways differ.
+    """
+    n = len(columns)
+    wide = widen(columns, np.array([[2, 0], [0, 2]]))
+    painter = Painter(waves, wide)
+    share = 1 / waves.slices
+    phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
+    sources = [dict.fromkeys(range(waves.slices), painter.column(i) * share) for i in range(4 * n)]
+    _, gradient, fisher = waves.quadratic(phase, sources, indices)
+    # the character of each coset under the three ways of doubling
+    cosets = np.array([(i, j) for i in (0, 1) for j in (0, 1)])
+    best, chosen = 0.0, None
+    gains = {}
+    for name, character in {"10": cosets[:, 0], "01": cosets[:, 1], "11": cosets.sum(1)}.items():
+        contrast = np.kron(np.where(character % 2, -1.0, 1.0)[:, None], np.eye(n))
+        g, f = contrast.T @ gradient, contrast.T @ fisher @ contrast
+        gains[name] = 0.5 * float(g @ np.linalg.solve(f + 100 * np.eye(n), g))
+    threshold = 10.0 + 5.0 * n
+    significant = {name: gain for name, gain in gains.items() if gain > threshold}
+    if not significant:
+        return columns
+    doubled = {"10": [[2, 0], [0, 1]], "01": [[1, 0], [0, 2]], "11": [[1, 1], [-1, 1]]}
+    best = max(significant.values())
+    chosen = max(significant, key=lambda name: significant[name])
+    others = [gain for name, gain in significant.items() if name != chosen]
+    matrix = np.array(doubled[chosen]) if all(gain < 0.15 * best for gain in others) else np.array([[2, 0], [0, 2]])
+    return widen(columns, matrix)
+
+
+def widen(columns: Columns, matrix: npt.NDArray[np.integer]) -> Columns:
+    """The same columns in the cell whose vectors are ``matrix`` @ lattice; copies in the order of the cosets."""
+    count = abs(round(float(np.linalg.det(matrix))))
+    inverse = np.linalg.inv(matrix)
+    cosets: list[Array] = []
+    for i in range(count + 1):
+        for j in range(count + 1):
+            place = (np.array([i, j]) @ inverse) % 1.0 % 1.0
+            place[place > 1 - 1e-9] = 0.0
+            if all(np.abs(place - c).max() > 1e-9 for c in cosets):
+                cosets.append(place)
+    fractional = np.concatenate([(columns.fractional @ inverse + c) for c in cosets])
+    return Columns(matrix @ columns.lattice_A, columns.origin_A, fractional, np.tile(columns.amounts, (count, 1)))
