@@ -171,6 +171,10 @@ def test_a_cell_is_read_back_from_its_cif(cell: UnitCell, tmp_path: Path) -> Non
     assert agreement.rms_depth_A < 1e-4
     np.testing.assert_allclose(back.spread_A, cell.spread_A, rtol=0.02)
     assert back.candidates == cell.candidates
+    diagonal = replace(cell, lattice_A=np.array([[0, 3.905, 3.9046], [0, 3.9051, -3.9049], [3.905, 0, 0]]))
+    write_cif(tmp_path / "d.cif", diagonal)
+    shared = np.sqrt((0.03**2 + 0.04**2) / 2)
+    np.testing.assert_allclose(read_cell(tmp_path / "d.cif").spread_A[:4, 1:], shared, rtol=0.05)
     assert (back.periodic_along_beam, back.thickness_A) == (True, 6.4)
     turned = replace(cell, lattice_A=np.array([[0, 2, 3.5], [0, 3, -1.5], [3.905, 0, 0]]))
     write_cif(tmp_path / "t.cif", turned)
@@ -242,7 +246,8 @@ def test_a_run_leaves_cells_samples_and_a_verdict(
     again = Run(small_file, out, "crystal", None, "cpu", resume=True)
     assert list(again.states()) == []
     assert again.metrics == run.metrics
-    assert (out / "report.html").read_text(encoding="utf-8") == before
+    pages = (re.sub('base64,[^"]*', "", page) for page in (before, (out / "report.html").read_text(encoding="utf-8")))
+    assert next(pages) == next(pages)  # but for the picture of a cell whose file is rounded
 
 
 def test_what_was_not_found_leaves_no_file(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

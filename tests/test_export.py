@@ -34,7 +34,7 @@ from strategies import ABERRATIONS, adams, crystals, finite, lbfgs
 quick = settings(max_examples=80, deadline=None)
 
 methods = st.tuples(st.sampled_from(["adam", "adam-best"]), adams) | st.tuples(st.just("lbfgs"), lbfgs)
-methods |= st.tuples(st.just("crystal"), crystals)
+methods |= st.tuples(st.just("crystal"), crystals())
 # every sign that a file's name can have
 names = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0/"), min_size=1, max_size=30)
 paths = st.lists(names, min_size=1, max_size=3).map(lambda parts: Path("/", *parts))

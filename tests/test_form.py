@@ -50,7 +50,7 @@ CONFIGS = [
     (AdamConfig(), adams),
     (ADAM_BEST, adams),
     (LBFGSConfig(), lbfgs),
-    (CrystalConfig(), crystals),
+    (CrystalConfig(), crystals()),
     (ProbeFitConfig(), probe_fits),
     (Calibration(), calibrations),
 ]
@@ -364,7 +364,8 @@ def test_fields_that_were_not_touched_keep_every_digit(qtbot: Any, default: Any,
     @quick
     def edit(config: Any, data: st.DataObject) -> None:
         form.set_value(config)
-        name = data.draw(st.sampled_from([n for n, line in form.fields.items() if isinstance(line, TextField)]))
+        lines = [n for n, line in form.fields.items() if isinstance(line, TextField) and n != "start"]  # a file's name
+        name = data.draw(st.sampled_from(lines))
         before = form.fields[name].text()
         paste(form, name, "nonsense")
         assert form.error

@@ -47,7 +47,7 @@ Array = npt.NDArray[np.float64]
 
 PASSES = 3
 EVEN_SLICES = 4
-EVEN_PATTERNS, COSET_PATTERNS = 8, 12
+EVEN_PATTERNS, COSET_PATTERNS, FINAL_PATTERNS = 8, 12, 24
 COLUMN_ROUNDS = 3
 SWEEPS_FIRST, SWEEPS, CHAINS = 8, 20, 3
 HOT_FIRST, HOT = 100.0, 200.0
@@ -129,6 +129,7 @@ class _Solver:
     loss: float = float("nan")
     heldout: float | None = None
     change: float = 0.0
+    spread: Array = field(default_factory=lambda: np.zeros((0, 3)))
     words: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -193,7 +194,9 @@ class _Solver:
         if not len(columns):
             yield from self._give_up("no columns: nothing in the averaged cell stands out from what surrounds it")
             return
-        yield from self._atoms(columns.sorted())
+        final = refine(even, columns.sorted(), self.batch(FINAL_PATTERNS))
+        self.spread = final.spread
+        yield from self._atoms(final.columns)
 
     def _columns(self, projected: Array, even: AtomWaves) -> Columns | None:
         """Lattice and columns as the projection shows them."""
@@ -221,7 +224,7 @@ class _Solver:
         """Columns refined, the missing ones added, the cell widened where it repeats only there."""
         for turn in range(3):
             result = refine(even, columns, self.batch(EVEN_PATTERNS), with_lattice=turn > 0)
-            columns, self.loss, self.spread = result.columns, result.misfit / EVEN_PATTERNS, result.spread
+            columns, self.loss = result.columns, result.misfit / EVEN_PATTERNS
             yield columns
         for _ in range(COLUMN_ROUNDS):
             before = len(columns)
@@ -231,9 +234,9 @@ class _Solver:
             changed = len(columns) != before
             for turn in range(2 if changed else 1):
                 result = refine(even, columns, self.batch(EVEN_PATTERNS))
-                columns, self.loss, self.spread = result.columns, result.misfit / EVEN_PATTERNS, result.spread
+                columns, self.loss = result.columns, result.misfit / EVEN_PATTERNS
                 if turn:
-                    kept = drop_empty(columns, self.spread)
+                    kept = drop_empty(columns, result.spread)
                     if len(kept) < len(columns):
                         columns, changed = kept, True
                 yield columns
@@ -413,7 +416,7 @@ class _Solver:
                 chain.sweep(1.0)
             draws.append(search.arrangement(chain.now(), best.period_A))
         spread = np.full((len(best.number), 3), np.nan)
-        spread[:, 1:] = self.spread[np.minimum(best.column, len(self.spread) - 1), 1:]
+        spread[:, 1:] = self.spread[best.column, 1:]
         for k, (column, slot) in enumerate(zip(best.column, best.slot, strict=True)):
             steps = [float(slots.width_A[slot]) / np.sqrt(12)]
             for draw in draws:

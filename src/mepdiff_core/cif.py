@@ -285,7 +285,9 @@ def _cartesian_spread(lattice_A: FloatArray, fractional_spread: FloatArray) -> F
     """(n, 3) spread along z, y, x whose ``UnitCell.fractional_spread`` is this, as nearly as can be."""
     share = np.linalg.inv(lattice_A) ** 2
     variance = np.full(fractional_spread.shape, np.nan)
-    plane = fractional_spread[:, :2] ** 2 @ np.linalg.pinv(share[1:, :2])
+    scale = share[1:, :2].sum(0)
+    # along the diagonals of y and x both have a say alike: rounding must not decide between them
+    plane = fractional_spread[:, :2] ** 2 / scale @ np.linalg.pinv(share[1:, :2] / scale, rcond=0.2)
     variance[:, 1:] = plane.clip(0)
     variance[:, 0] = (fractional_spread[:, 2] ** 2 - np.nan_to_num(variance[:, 1:]) @ share[1:, 2]).clip(0) / share[0, 2]
     spread: FloatArray = np.sqrt(variance)

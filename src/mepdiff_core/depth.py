@@ -41,13 +41,11 @@ def make_slots(period_A: float | None, slices: int, slice_thickness_A: float) ->
     """The slots of one period; without a period each slice is one."""
     thickness = slices * slice_thickness_A
     if period_A is None:
-        return Slots(
-            (np.arange(slices) + 0.5) * slice_thickness_A, np.full(slices, float(slice_thickness_A)), np.eye(slices)
-        )
+        middle = (np.arange(slices, dtype=np.float64) + 0.5) * slice_thickness_A
+        return Slots(middle, np.full(slices, float(slice_thickness_A)), np.eye(slices))
     faces = np.arange(slices + 1) * slice_thickness_A
-    edges = np.unique(
-        np.round(np.concatenate([[0.0, period_A], (faces[:, None] - np.arange(0, thickness, period_A)).ravel()]), 6)
-    )
+    crossings = (faces[:, None] - np.arange(0, thickness, period_A)).ravel()
+    edges = np.unique(np.round(np.concatenate([[0.0, period_A], crossings]), 6))
     edges = edges[(edges >= 0) & (edges <= period_A)]
     middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     middle, width = middle[width > NARROWEST_A], width[width > NARROWEST_A]

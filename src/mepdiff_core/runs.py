@@ -300,10 +300,11 @@ class Run:
         finished = self.folder.record["status"] == "finished"
         loop = METHODS[self.method].run(self.scan, self.config, self.device, self._start, self._checkpoint)
         volume: npt.NDArray[np.floating] | None = None
+        last: State | None = None
         # closed here and now: what its last save may have to say is not to be lost to the garbage collector
         with contextlib.closing(self.folder.follow(iter(()) if finished else loop)) as states:
             for state in states:
-                volume = state.volume
+                volume, last = state.volume, state
                 yield state
         if volume is None:
             volume = read_volume(self.folder.path / "volume.ome.tif")
@@ -317,6 +318,8 @@ class Run:
             **judge(self.scan, volume, thickness, self.config.heldout_fraction, self.config.seed, self.device),
         }
         answer = self.folder.read_answer()
+        if isinstance(last, CrystalState) and answer is not None:  # files round
+            answer = replace(answer, cell=last.cell, alternative=last.alternative)
         if answer is not None:
             losses = {"loss": float(row["loss"]), "loss_heldout": float(row["heldout"]) if row["heldout"] != "" else None}
             self.metrics |= losses | {"verdict": answer.verdict}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -217,8 +218,9 @@ def parse_composition(formula: str) -> dict[int, int]:
     from ase.data import atomic_numbers
     from ase.formula import Formula
 
+    text = "".join(formula.split())
     try:
-        counts = Formula("".join(formula.split())).count()
+        counts = {} if re.search(r"(?<!\d)0", text) else Formula(text).count()  # SrTi03 is a slip
     except (ValueError, KeyError):
         counts = {}
     counts = {symbol: count for symbol, count in counts.items() if count > 0}

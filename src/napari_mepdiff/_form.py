@@ -56,7 +56,7 @@ class TextField(QLineEdit):
         if text == self._shown[0]:
             return self._shown[1]  # a line shows nine digits; a value that nobody touched keeps all of its own
         if self._words:
-            return text
+            return self._shown[1] if self.text() == self._shown[0] else text
         if self._number:
             return read_quantity(text, self._unit)
         if self._list:

@@ -1,0 +1,137 @@
+"""The crystal solver from scan to atoms; its truths are abTEM's, drawn at 0.1 Å as its own atoms are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mepdiff_core.atoms import run_crystal, what_is_known
+from mepdiff_core.crystals import Crystal
+from mepdiff_core.depth import make_slots
+from mepdiff_core.errors import InputError
+from mepdiff_core.metrics import expected_deviance, volume_metrics
+from mepdiff_core.scan import Scan
+from mepdiff_core.settings import CrystalConfig
+from mepdiff_core.simulate import SimulationConfig, simulate_scan
+from mepdiff_core.states import CrystalState
+from mepdiff_core.unit_cell import from_crystal, lattice_error, match
+
+A = 3.905
+PEROVSKITE = Crystal(
+    "SrTiO3",
+    A * np.eye(3),
+    np.array([38, 22, 8, 8, 8]),
+    np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]),
+    "221 Pm-3m",
+)
+ORIGIN = (1.1, 0.7, 2.3)
+
+
+@pytest.fixture(scope="module")
+def scan() -> Scan:
+    return simulate_scan(PEROVSKITE, SimulationConfig(scan_shape=(14, 14), origin_A=ORIGIN, seed=3))
+
+
+@pytest.fixture(scope="module")
+def states(scan: Scan) -> list[CrystalState]:
+    return list(run_crystal(scan, CrystalConfig(rounds=2, patterns=24, samples=2)))
+
+
+@pytest.mark.slow
+def test_a_crystal_is_solved_from_its_scan_alone(scan: Scan, states: list[CrystalState]) -> None:
+    last = states[-1]
+    assert scan.truth is not None
+    assert scan.thickness_A is not None
+    assert volume_metrics(last.volume, scan.truth.phase)["ssim_2d"] > 0.97
+    assert last.cell is not None
+    true = from_crystal(PEROVSKITE, "c", ORIGIN, scan.thickness_A)
+    assert lattice_error(last.cell, true) < 0.005
+    agreement = match(last.cell, true, (scan.thickness_A, 6, 6), (0, 0, 0), depth_cutoff_A=1.6)
+    assert agreement.matched == 1
+    assert agreement.right_species == 1
+    assert agreement.rms_in_plane_A < 0.03
+    assert "counting statistics" in last.verdict
+    assert set(last.cell.numbers.tolist()) == {8, 22, 38}
+
+
+@pytest.mark.slow
+def test_states_tell_how_it_forms(scan: Scan, states: list[CrystalState]) -> None:
+    stages = [state.stage for state in states]
+    assert [s for i, s in enumerate(stages) if i == 0 or s != stages[i - 1]] == [
+        "projection",
+        "lattice",
+        "columns",
+        "depth",
+        "posterior",
+    ]
+    assert [state.step for state in states] == list(range(1, len(states) + 1))
+    assert all(state.total >= state.step for state in states)
+    assert all(state.note for state in states)
+    last = states[-1]
+    assert last.samples is not None
+    assert last.samples.shape == (2, *last.volume.shape)
+    assert last.cell is not None
+    assert np.isfinite(last.cell.spread_A).all()
+    assert all(0.99 <= sum(p for _, p in c) <= 1.01 for c in last.cell.candidates)
+
+
+@pytest.mark.slow
+def test_noise_without_a_crystal_is_refused_in_words(scan: Scan) -> None:
+    shuffled = np.random.default_rng(0).permutation(scan.counts.reshape(-1, *scan.counts.shape[2:]))
+    last = list(run_crystal(replace(scan, counts=shuffled.reshape(scan.counts.shape), truth=None), CrystalConfig(rounds=1)))[
+        -1
+    ]
+    assert "no lattice" in last.verdict.lower() or "not explained" in last.verdict or "no columns" in last.verdict.lower()
+
+
+def test_a_lattice_that_does_not_fit_is_refused_with_the_distance(scan: Scan) -> None:
+    config = CrystalConfig(lattice_A=(5.6, 7.1), angle_deg=90.0)
+    with pytest.raises(InputError, match=r"does not fit the projection: the nearest that does is .* % off"):
+        list(run_crystal(scan, config))
+
+
+def test_start_volumes_and_checkpoints_are_refused(scan: Scan) -> None:
+    with pytest.raises(InputError, match="takes no start volume"):
+        next(run_crystal(scan, CrystalConfig(), start=np.zeros((8, 10, 10))))
+    with pytest.raises(InputError, match="cannot be continued"):
+        next(run_crystal(scan, CrystalConfig(), checkpoint={"step": np.array(1)}))
+
+
+def test_a_start_file_gives_lattice_period_and_elements() -> None:
+    path = Path(__file__).parent.parent / "src/mepdiff_core/data/SrTiO3.cif"
+    known = what_is_known(CrystalConfig(start=str(path), axis="a"), 12.8)
+    assert known.elements == (8, 22, 38)
+    assert known.lattice_A is not None
+    assert known.period_A == pytest.approx(A, rel=0.02)
+    np.testing.assert_allclose(np.linalg.norm(known.lattice_A, axis=1), known.period_A, rtol=1e-6)
+
+
+@pytest.mark.parametrize("period", [2.7, 3.905, 9.05, 12.79])
+def test_slots_are_the_depths_that_share_their_slices(period: float) -> None:
+    slots = make_slots(period, 8, 1.6)
+    for depth, width, row in zip(slots.depth_A, slots.width_A, slots.slices, strict=True):
+        for shift in (-0.499 * width, 0.0, 0.499 * width):
+            copies = np.arange(depth + shift, 12.8, period)
+            expected = np.bincount((copies / 1.6).astype(int), minlength=8)
+            np.testing.assert_array_equal(row, expected)
+    assert slots.width_A.sum() > period - 0.5
+    assert len(np.unique(slots.slices, axis=0)) == len(slots.slices)
+
+
+def test_without_a_period_each_slice_is_a_slot() -> None:
+    slots = make_slots(None, 8, 1.6)
+    np.testing.assert_array_equal(slots.slices, np.eye(8))
+    np.testing.assert_allclose(slots.depth_A, np.arange(8) * 1.6 + 0.8)
+
+
+def test_expected_deviance_is_that_of_poisson_draws() -> None:
+    rng = np.random.default_rng(0)
+    for mean in (1e-3, 0.03, 0.5, 4.0, 60.0, 900.0):
+        draws = rng.poisson(mean, 2_000_000).astype(float)
+        positive = np.where(draws > 0, draws, 1.0)
+        sampled = 2 * (mean - draws + draws * np.log(positive / mean))
+        tolerance = 5 * sampled.std() / np.sqrt(len(draws)) + 1e-3 * sampled.mean()
+        assert expected_deviance(np.array([mean]))[0] == pytest.approx(sampled.mean(), abs=tolerance)
