@@ -10,7 +10,7 @@ import pytest
 
 from mepdiff_core.atoms import run_crystal, what_is_known
 from mepdiff_core.crystals import Crystal
-from mepdiff_core.depth import make_slots
+from mepdiff_core.depth import Arrangement, make_slots, shortest_repeat
 from mepdiff_core.errors import InputError
 from mepdiff_core.metrics import expected_deviance, volume_metrics
 from mepdiff_core.scan import Scan
@@ -135,3 +135,19 @@ def test_expected_deviance_is_that_of_poisson_draws() -> None:
         sampled = 2 * (mean - draws + draws * np.log(positive / mean))
         tolerance = 5 * sampled.std() / np.sqrt(len(draws)) + 1e-3 * sampled.mean()
         assert expected_deviance(np.array([mean]))[0] == pytest.approx(sampled.mean(), abs=tolerance)
+
+
+@pytest.mark.parametrize("period", [3.905, 5.41, 9.05])
+def test_the_shortest_period_is_found_from_the_slices(period: float) -> None:
+    # three columns of one atom a period, told slice by slice, as if there were no period
+    depths = (0.3, 0.3 + period / 2, 0.9 + period / 3)
+    rows = [(column, int(z / 1.6)) for column, start in enumerate(depths) for z in np.arange(start % period, 12.8, period)]
+    column, slot = (np.array(values, np.int64) for values in zip(*rows, strict=True))
+    number = np.array([38, 22, 8])[column]
+    told = Arrangement(None, column, number, slot * 1.6 + 0.8, slot, np.eye(8)[slot], 0.0, 6.0 * len(slot))
+    repeat = shortest_repeat(told, 8, 1.6)
+    assert repeat.periods_A is not None
+    low, high = repeat.periods_A
+    assert len(repeat.arrangement.number) == 3
+    assert low - 0.011 <= period <= high + 0.011
+    assert repeat.arrangement.same_as(told)

@@ -117,6 +117,27 @@ class AtomWaves:
         placed = np.concatenate([np.zeros((len(positions_A), 1)), positions_A], axis=1)
         return self._flat.render([self._atoms(placed, np.full(len(placed), number))])[0, 0]
 
+    def spectrum(self, positions_A: npt.NDArray[np.floating], weights: npt.NDArray[np.floating] | None = None) -> Tensor:
+        """(drawn, drawn // 2 + 1) transform of deltas at (y, x) Å, each of weight 1 or its own."""
+        inside = (np.asarray(positions_A) - self.origin_A) % self.size_A
+        return self._flat.spectrum(inside / self.drawn_pixel_A, weights)
+
+    def factor(self, number: int) -> Tensor:
+        """What turns such a transform into that of the element's projected phase, rad."""
+        return self._flat.factor(number)
+
+    def image(self, spectrum: Tensor) -> Tensor:
+        """(..., drawn, drawn) from its transform."""
+        result: Tensor = torch.fft.irfft2(spectrum, s=(self.drawn, self.drawn))
+        return result
+
+    def slope(self, axis: int) -> Tensor:
+        """What turns a transform into that of the image's change as its atoms move along y (0) or x (1), 1/Å."""
+        k = torch.fft.fftfreq(self.drawn, self.drawn_pixel_A, device=self.device)
+        along = k[:, None] if axis == 0 else torch.fft.rfftfreq(self.drawn, self.drawn_pixel_A, device=self.device)[None]
+        result: Tensor = -2j * math.pi * along
+        return result
+
     def _atoms(self, positions_A: npt.NDArray[np.floating], numbers: npt.NDArray[np.integer]) -> Atoms:
         moved = np.array(positions_A, float)
         moved[:, 1:] = (moved[:, 1:] - self.origin_A) % self.size_A

@@ -27,8 +27,10 @@ from mepdiff_core.depth import (
     Arrangement,
     DepthSearch,
     Matter,
+    Repeat,
     matter_of_atoms,
     matter_of_columns,
+    shortest_repeat,
     sources,
 )
 from mepdiff_core.element_features import element_table
@@ -53,13 +55,14 @@ SWEEPS_FIRST, SWEEPS, CHAINS = 8, 20, 3
 HOT_FIRST, HOT = 100.0, 200.0
 PERIOD_STEP_A = 0.1
 PERIODS_KEPT, JUDGED = 10, 8
+SETTLING_PATTERNS, SETTLING_TURNS, SETTLING_TRIED, SETTLING_NATS = 96, 4, 5, 60.0
 EQUAL_NATS = 5.0
 """Two answers whose exact misfits on a round's patterns differ by less are equally likely."""
 LATTICE_TOLERANCE = 0.03
 SHIFTING = 0.08
 """Change of the columns from cell to cell above which the stacking shifts along the beam."""
 MARGIN_A = 4.0
-STEPS_AT_MOST = PASSES + 1 + 4 + 4 * COLUMN_ROUNDS + 3
+STEPS_AT_MOST = PASSES + 1 + 4 + 4 * COLUMN_ROUNDS + 4
 ROUND_STEPS = 10
 
 
@@ -307,12 +310,18 @@ class _Solver:
                 break
         assert search is not None
         best = pool[0]
+        best = self._settle_elements(search, waves, painter, best)
+        yield from self.emit("depth", f"elements compared on {SETTLING_PATTERNS} patterns", cell=self._cell(columns, best))
+        repeat = shortest_repeat(best, self.slices, c.slice_thickness_A)
+        best = repeat.arrangement
         cell, samples = self._posterior(search, columns, waves, painter, best)
         second = next(
             (a for a, e in zip(pool[1:], exact[1:], strict=True) if e - exact[0] < EQUAL_NATS and not a.same_as(best)), None
         )
-        alternative = None if second is None else self._cell(columns, second)
-        self._judge(waves, painter, best, alternative)
+        alternative = (
+            None if second is None or not self._as_likely(waves, painter, second, best) else self._cell(columns, second)
+        )
+        self._judge(waves, painter, repeat, alternative)
         yield from self.emit(
             "posterior",
             "; ".join(self.words),
@@ -321,6 +330,29 @@ class _Solver:
             alternative=alternative,
             verdict=". ".join(w[0].upper() + w[1:] for w in self.words) + ".",
         )
+
+    def _settle_elements(self, search: DepthSearch, waves: AtomWaves, painter: Painter, best: Arrangement) -> Arrangement:
+        """Elements that scatter nearly alike, compared by the model itself on more patterns than a round has."""
+        indices = self.batch(SETTLING_PATTERNS)
+        energy = float(self._misfit(waves, painter, best, indices).sum()) + best.prior
+        for _ in range(SETTLING_TURNS):
+            here = search.energy(best)
+            others = sorted(search.other_elements(best), key=search.energy)[:SETTLING_TRIED]
+            near = [other for other in others if search.energy(other) - here < SETTLING_NATS]
+            energies = [float(self._misfit(waves, painter, o, indices).sum()) + o.prior for o in near]
+            if not energies or min(energies) >= energy:
+                break
+            energy = min(energies)
+            best = near[energies.index(energy)]
+        return best
+
+    def _as_likely(self, waves: AtomWaves, painter: Painter, second: Arrangement, best: Arrangement) -> bool:
+        """Whether more patterns than a round has leave the two equally likely."""
+        if second.same_as(best):
+            return False
+        indices = self.batch(SETTLING_PATTERNS)
+        gap = self._misfit(waves, painter, second, indices).sum() - self._misfit(waves, painter, best, indices).sum()
+        return bool(gap + second.prior - best.prior < EQUAL_NATS)
 
     def _periods(self, pool: Sequence[Arrangement]) -> list[float]:
         """Periods to try, nan for none: all, or those around what was found."""
@@ -431,9 +463,10 @@ class _Solver:
         volumes = [self._draw_volume(self._cell(columns, d)) for d in draws[: self.config.samples]]
         return cell, np.stack(volumes)
 
-    def _judge(self, waves: AtomWaves, painter: Painter, best: Arrangement, alternative: UnitCell | None) -> None:
+    def _judge(self, waves: AtomWaves, painter: Painter, repeat: Repeat, alternative: UnitCell | None) -> None:
         """The honest limits, in words."""
         indices = self.held if len(self.held) else self.batch(EVEN_PATTERNS)
+        best = repeat.arrangement
         excess = self._excess(waves, painter, best, indices)
         kind = "held-out patterns" if len(self.held) else "patterns"
         if excess < 10:
@@ -448,6 +481,9 @@ class _Solver:
             )
         if best.period_A is None:
             self.words.append("no period along the beam was found within the thickness")
+        elif repeat.periods_A is not None:
+            low, high = repeat.periods_A
+            self.words.append(f"periods along the beam from {low:.2f} to {high:.2f} Å put the atoms into the same slices")
         if self.change > SHIFTING and excess >= 10:
             self.words.append(
                 f"columns differ by {100 * self.change:.0f} % from cell to cell: the stacking may shift along the beam,"

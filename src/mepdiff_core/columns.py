@@ -6,8 +6,9 @@ Poisson likelihood, with the Fisher information as curvature (Osborne, Int. Stat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,6 @@ from mepdiff_core.element_features import FEATURES, MIXED, element_table
 
 Array = npt.NDArray[np.float64]
 
-NUDGE_A = 0.03
-"""Step of the finite differences that turn images into their derivatives."""
 FARTHEST_STEP_A = 0.12
 NEAREST_A = 0.35
 """No two columns are nearer than this: one of them is an artefact."""
@@ -73,41 +72,53 @@ class Painter:
 
     def __init__(self, waves: AtomWaves, columns: Columns) -> None:
         self.waves, self.columns = waves, columns
+        self.places = [copies(columns, i, waves) for i in range(len(columns))]
+        self.spectra = [waves.spectrum(p) for p in self.places]
+        self.factors = [
+            sum_of(waves.factor(z) * float(w) for w, z in zip(row, MIXED, strict=True)) for row in element_table().mixture
+        ]
         self._elements: dict[int, Tensor] = {}
 
     def element(self, number: int) -> Tensor:
         """(columns, drawn, drawn) phase, rad, of one atom of the element in every copy of each column."""
         if number not in self._elements:
-            images = [self._image(i, number) for i in range(len(self.columns))]
-            self._elements[number] = torch.stack(images)
+            factor = self.waves.factor(number)
+            self._elements[number] = torch.stack([self.waves.image(s * factor) for s in self.spectra])
         return self._elements[number]
 
     @cached_property
     def shapes(self) -> list[Tensor]:
         """For each feature (columns, drawn, drawn)."""
-        mixture = element_table().mixture
-        return [
-            sum(
-                (float(w) * self.element(z) for w, z in zip(row, MIXED, strict=True)),
-                torch.zeros((), device=self.waves.device),
-            )
-            for row in mixture
-        ]
-
-    def flat(self) -> Tensor:
-        """(drawn, drawn) projected phase of all columns, rad."""
-        amounts = torch.as_tensor(self.columns.amounts, device=self.waves.device).float()
-        return torch.as_tensor(sum(torch.einsum("i,iyx->yx", amounts[:, f], self.shapes[f]) for f in range(FEATURES)))
+        return [torch.stack([self.waves.image(s * factor) for s in self.spectra]) for factor in self.factors]
 
     def column(self, index: int) -> Tensor:
         """(drawn, drawn) projected phase of one column, rad."""
-        result = torch.zeros(self.waves.drawn, self.waves.drawn, device=self.waves.device)
-        for feature, amount in enumerate(self.columns.amounts[index]):
-            result += float(amount) * self.shapes[feature][index]
-        return result
+        return self.waves.image(self.spectra[index] * self._factor(index))
 
-    def _image(self, index: int, number: int) -> Tensor:
-        return self.waves.draw_flat(copies(self.columns, index, self.waves), number)
+    def flat(self) -> Tensor:
+        """(drawn, drawn) projected phase of all columns, rad."""
+        return self.waves.image(sum_of(s * self._factor(i) for i, s in enumerate(self.spectra)))
+
+    def moved(self, index: int, axis: int) -> Tensor:
+        """Derivative of a column's image by its place along y (0) or x (1), rad/Å."""
+        return self.waves.image(self.spectra[index] * self._factor(index) * self.waves.slope(axis))
+
+    def stretched(self, vector: int) -> Tensor:
+        """(2, drawn, drawn) derivative of the image by the (y, x) components of a lattice vector, rad/Å."""
+        inverse = np.linalg.inv(self.columns.lattice_A)
+        total = sum_of(
+            self.waves.spectrum(p, ((p - self.columns.origin_A) @ inverse)[:, vector]) * self._factor(i)
+            for i, p in enumerate(self.places)
+        )
+        return torch.stack([self.waves.image(total * self.waves.slope(axis)) for axis in range(2)])
+
+    def _factor(self, index: int) -> Tensor:
+        return sum_of(f * float(a) for f, a in zip(self.factors, self.columns.amounts[index], strict=True))
+
+
+def sum_of(tensors: Iterable[Tensor]) -> Tensor:
+    """Their sum."""
+    return reduce(torch.add, tensors)
 
 
 def copies(columns: Columns, index: int, waves: AtomWaves) -> Array:
@@ -142,9 +153,9 @@ def refine(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer],
     share = 1 / waves.slices
     images = [painter.shapes[f][i] * share for f in range(FEATURES) for i in range(n)]
     for axis in range(2):
-        images += [_moved(waves, columns, i, axis) * share for i in range(n)]
+        images += [painter.moved(i, axis) * share for i in range(n)]
     if with_lattice:
-        images += [_stretched(waves, columns, vector, axis) * share for vector in range(2) for axis in range(2)]
+        images += [image * share for vector in range(2) for image in painter.stretched(vector)]
     phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
     misfit, gradient, fisher = waves.quadratic(phase, [dict.fromkeys(everywhere, image) for image in images], indices)
 
@@ -168,27 +179,6 @@ def refine(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer],
     )
     spread = np.stack([deviation[:n], deviation[split : split + n], deviation[split + n : split + 2 * n]], 1)
     return Refined(moved, misfit, spread)
-
-
-def _moved(waves: AtomWaves, columns: Columns, index: int, axis: int) -> Tensor:
-    """Derivative of a column's image by its place, rad/Å."""
-    nudge = np.zeros(2)
-    nudge[axis] = NUDGE_A
-    nudge = nudge @ np.linalg.inv(columns.lattice_A)
-    one = replace(columns, fractional=columns.fractional[index : index + 1], amounts=columns.amounts[index : index + 1])
-    ahead = Painter(waves, replace(one, fractional=one.fractional + nudge)).flat()
-    behind = Painter(waves, replace(one, fractional=one.fractional - nudge)).flat()
-    return (ahead - behind) / (2 * NUDGE_A)
-
-
-def _stretched(waves: AtomWaves, columns: Columns, vector: int, axis: int) -> Tensor:
-    """Derivative of the image by a component of a lattice vector, rad/Å; the middle of the field stays where it is."""
-    result = []
-    for sign in (1, -1):
-        lattice = columns.lattice_A.copy()
-        lattice[vector, axis] += sign * NUDGE_A / 3
-        result.append(Painter(waves, replace(columns, lattice_A=lattice)).flat())
-    return (result[0] - result[1]) / (2 * NUDGE_A / 3)
 
 
 def add_missing(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer]) -> Columns:

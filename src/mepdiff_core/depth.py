@@ -7,7 +7,7 @@ The quadratic misfit by slice (``atom_waves``) becomes one by slot, and ``occupa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,11 @@ NEAREST_A = 1.7
 """Two atoms are nowhere nearer than this; of two slots the farthest ends count."""
 ATOM_COST, ELEMENT_COST = 6.0, 5.0
 """Nats that an atom, and that another element, must gain: about what a free depth and a free choice of element cost."""
+ELEMENTS_BESIDE = 3
+"""Elements this near in the periodic table's order are compared at the end: they scatter nearly alike."""
 SHORTEST_PERIOD_A = 2.2
+PERIOD_STEP_A = 0.01
+"""Of the periods that are compared once the slices are known."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,82 @@ def matter_of_atoms(arrangement: Arrangement, columns: int, slices: int) -> Arra
     return np.concatenate([first.ravel(), others.ravel()])
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """Attributes: ``arrangement`` of the fewest atoms; ``periods_A``: the range of periods that give the same slices."""
+
+    arrangement: Arrangement
+    periods_A: tuple[float, float] | None
+
+
+def shortest_repeat(found: Arrangement, slices: int, slice_thickness_A: float) -> Repeat:
+    """The same atoms in the same slices, told by the period that needs the fewest of them.
+
+    Several periods may put atoms into the same slices; the patterns can't tell them apart, and the simplest is chosen: the
+    middle of the widest range of those that need the fewest atoms.
+    """
+    wanted: dict[tuple[int, int], Array] = {}
+    for column, number, row in zip(found.column, found.number, found.occupied, strict=True):
+        key = (int(column), int(number))
+        wanted[key] = wanted.get(key, np.zeros(slices)) + row
+    grid = np.arange(SHORTEST_PERIOD_A, slices * slice_thickness_A, PERIOD_STEP_A)
+    covers = [_cover_all(float(period), wanted, slices, slice_thickness_A) for period in grid]
+    counts = np.array([np.inf if cover is None else sum(map(len, cover)) for cover in covers])
+    if not len(counts) or counts.min() > len(found.number):
+        return Repeat(found, None)
+    fewest = np.flatnonzero(counts == counts.min())
+    runs = np.split(fewest, np.flatnonzero(np.diff(fewest) > 1) + 1)
+    longest = max(runs, key=len)
+    period = float(grid[longest].mean().round(3))
+    cover = _cover_all(period, wanted, slices, slice_thickness_A)
+    if cover is None:
+        period = float(grid[longest[len(longest) // 2]])
+        cover = covers[longest[len(longest) // 2]]
+    assert cover is not None
+    slots = make_slots(period, slices, slice_thickness_A)
+    column, number = (np.repeat([key[i] for key in wanted], [len(c) for c in cover]) for i in (0, 1))
+    slot = np.concatenate([np.array(c, np.int64) for c in cover])
+    prior = ATOM_COST * len(slot) - float(np.log(slots.width_A[slot] / slots.width_A.sum()).sum())
+    prior += found.prior - ATOM_COST * len(found.number) if found.period_A is None else 0.0
+    arrangement = Arrangement(
+        period,
+        column.astype(np.int64),
+        number.astype(np.int64),
+        slots.depth_A[slot],
+        slot,
+        slots.slices[slot],
+        found.energy - found.prior + prior,
+        prior,
+    )
+    return Repeat(arrangement, (float(grid[longest[0]]), float(grid[longest[-1]])))
+
+
+def _cover_all(
+    period_A: float, wanted: Mapping[tuple[int, int], Array], slices: int, slice_thickness_A: float
+) -> list[list[int]] | None:
+    """For each column and element the fewest slots that fill exactly the wanted slices, or None where none do."""
+    rows = make_slots(period_A, slices, slice_thickness_A).slices
+    result = []
+    for target in wanted.values():
+        cover = _cover(target, rows)
+        if cover is None:
+            return None
+        result.append(cover)
+    return result
+
+
+def _cover(target: Array, rows: Array) -> list[int] | None:
+    if not target.any():
+        return []
+    first = int(np.flatnonzero(target)[0])
+    best: list[int] | None = None
+    for k in np.flatnonzero((rows[:, first] > 0) & np.all(rows <= target, axis=1)):
+        rest = _cover(target - rows[k], rows)
+        if rest is not None and (best is None or len(rest) + 1 < len(best)):
+            best = [int(k), *rest]
+    return best
+
+
 class DepthSearch:
     """Occupations for one quadratic misfit.
 
@@ -201,6 +281,35 @@ class DepthSearch:
         """An occupation of the period's slots as atoms."""
         problem, slots = self.problem(period_A)
         return self._arrangement(occupation, period_A, problem, slots)
+
+    def energy(self, arrangement: Arrangement) -> float:
+        """Its quadratic misfit and prior, nats."""
+        m = self.matter
+        x = matter_of_atoms(arrangement, m.columns, m.slices)
+        return float(self.base + self.slope @ x + 0.5 * x @ m.fisher @ x) + arrangement.prior
+
+    def other_elements(self, arrangement: Arrangement) -> list[Arrangement]:
+        """The same places with an element, or a single atom, made another, or like elements made one."""
+        used = np.unique(arrangement.number)
+        changed = [
+            np.where(arrangement.number == old, new, arrangement.number)
+            for old in used
+            for new in self.numbers
+            if new != old and (abs(new - old) <= ELEMENTS_BESIDE or new in used)
+        ]
+        for atom, old in enumerate(arrangement.number):
+            for new in used[used != old]:
+                numbers = arrangement.number.copy()
+                numbers[atom] = new
+                changed.append(numbers)
+        for target in self.numbers:
+            near = np.abs(arrangement.number - target) <= ELEMENTS_BESIDE
+            if len(np.unique(arrangement.number[near])) > 1:
+                changed.append(np.where(near, target, arrangement.number))
+        cost = 0.0 if self.known else ELEMENT_COST
+        return [
+            replace(arrangement, number=n, prior=arrangement.prior + cost * (len(np.unique(n)) - len(used))) for n in changed
+        ]
 
     def _label(self, start: Arrangement | None, slots: Slots) -> npt.NDArray[np.int64]:
         label = np.zeros((self.matter.columns, len(slots.depth_A)), np.int64)

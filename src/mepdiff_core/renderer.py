@@ -119,19 +119,37 @@ class Renderer:
         volume: Tensor = torch.fft.irfft2(out, s=self.pixels)
         return volume.reshape(len(boxes), self.slices, height, width)
 
-    def _deltas(self, position_px: npt.NDArray[np.float64], grid: npt.NDArray[np.integer], count: int) -> Tensor:
+    def factor(self, number: int) -> Tensor:
+        """(y, x // 2 + 1) what the transform of a unit delta is multiplied by to become that of an atom's phase, rad."""
+        self._learn(np.array([number]))
+        return self._factors[number]
+
+    def spectrum(self, position_px: npt.NDArray[np.floating], weights: npt.NDArray[np.floating] | None = None) -> Tensor:
+        """(y, x // 2 + 1) transform of deltas at (n, 2) places in pixels, each of weight 1 or its own."""
+        one_grid = np.zeros(len(position_px), np.int64)
+        result: Tensor = torch.fft.rfft2(self._deltas(np.asarray(position_px, np.float64), one_grid, 1, weights)[0])
+        return result
+
+    def _deltas(
+        self,
+        position_px: npt.NDArray[np.float64],
+        grid: npt.NDArray[np.integer],
+        count: int,
+        weights: npt.NDArray[np.floating] | None = None,
+    ) -> Tensor:
         height, width = self.pixels
         corner = np.floor(position_px)
         fy, fx = (position_px - corner).T
         y0, x0 = corner.astype(np.int64).T
-        places, weights = [], []
+        places, parts = [], []
+        each = 1.0 if weights is None else np.asarray(weights)
         for dy, wy in ((0, 1 - fy), (1, fy)):
             for dx, wx in ((0, 1 - fx), (1, fx)):
                 places.append((grid * height + (y0 + dy) % height) * width + (x0 + dx) % width)
-                weights.append(wy * wx)
+                parts.append(wy * wx * each)
         flat = torch.zeros(count * height * width, device=self.device)
         where = torch.as_tensor(np.concatenate(places), device=self.device)
-        flat.index_add_(0, where, torch.as_tensor(np.concatenate(weights), dtype=torch.float32, device=self.device))
+        flat.index_add_(0, where, torch.as_tensor(np.concatenate(parts), dtype=torch.float32, device=self.device))
         return flat.reshape(count, height, width)
 
     def _learn(self, numbers: npt.NDArray[np.integer]) -> None:
