@@ -12,7 +12,9 @@ Fisher information of the Poisson likelihood by the amount of matter in every sl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +39,7 @@ BANDWIDTH = 2 / 3
 PATTERNS_AT_ONCE, SOURCES_AT_ONCE = 2, 4
 """Patterns and sources whose waves are carried together: more do not stay in a processor's cache."""
 
+Result = TypeVar("Result")
 Sources = Sequence[Mapping[int, Tensor]]
 """For each parameter: slice -> derivative of that slice's phase by it, on the drawing's grid."""
 
@@ -158,17 +161,18 @@ class AtomWaves:
 
     def predict(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> Tensor:
         """(positions, n, n) expected electrons, background included, zero frequency at the corner."""
-        with torch.no_grad():
-            parts = [
-                self.waves.intensity(self.waves.exit_spectrum(transmission[None], part)[0])[0]
-                for part in _chunks(indices, PATTERNS_AT_ONCE)
-            ]
-        return (torch.cat(parts) + self.background) * self.electrons
+
+        def work(part: npt.NDArray[np.integer]) -> Tensor:
+            amplitude = self._amplitudes(self._forward(transmission, part)[1])
+            return self._expected(amplitude)
+
+        return torch.cat(self._shared_out(work, indices))
 
     def misfit(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
         """(positions,) half the Poisson deviance of each pattern, nats: the negative log-likelihood above the data's own."""
-        result = [self.deviance(self.predict(transmission, part), part) for part in _chunks(indices, 8 * PATTERNS_AT_ONCE)]
-        return np.concatenate(result)
+        return np.concatenate(
+            [self.deviance(self.predict(transmission, part), part) for part in _chunks(indices, 32 * PATTERNS_AT_ONCE)]
+        )
 
     def deviance(self, expected: Tensor, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
         """(positions,) sums of expected - counts + counts log(counts / expected), in float64."""
@@ -190,49 +194,88 @@ class AtomWaves:
         Returns:
             Misfit in nats; its gradient (parameters,); the Fisher information (parameters, parameters). Sums in float64.
         """
-        waves, n = self.waves, self.grid
         transmission = self.transmission(phase)
         images = {id(image): image for source in sources for image in source.values()}
-        planes = {key: self.to_model(image).real.contiguous() for key, image in images.items()}
+        planes = {key: self.to_model(image) for key, image in images.items()}
         order = sorted(range(len(sources)), key=lambda p: min(sources[p], default=self.slices))
-        gradient = torch.zeros(len(sources), dtype=torch.float64)
-        fisher = torch.zeros(len(sources), len(sources), dtype=torch.float64)
-        total = 0.0
-        with torch.no_grad():
-            for part in _chunks(indices, PATTERNS_AT_ONCE):
-                windows = [(slice(y, y + n), slice(x, x + n)) for y, x in waves.corners[part].tolist()]
-                before, spectrum = self._forward(transmission, part)
-                # a phase of 1 rad at slice s adds i T psi there
-                turned = [
-                    [1j * transmission[s][w] * psi[0, j, 0] for j, w in enumerate(windows)] for s, psi in enumerate(before)
-                ]
-                amplitude = waves._seen(spectrum)[0, :, 0] * self._amplitude
-                expected = (amplitude.real.square() + amplitude.imag.square() + self.background) * self.electrons
-                total += float(self.deviance(expected, part).sum())
-                counts = self.counts[torch.as_tensor(part, device=self.device)]
-                residual, weight = 1 - counts / expected, expected.rsqrt()
-                twice = amplitude * (2 * self.electrons)
-                rows = torch.zeros(len(sources), expected.numel(), device=self.device)
-                for first in range(0, len(order), SOURCES_AT_ONCE):
-                    block = order[first : first + SOURCES_AT_ONCE]
-                    added = torch.zeros(len(block), len(part), n, n, dtype=torch.complex64, device=self.device)
-                    started = False
-                    for s in range(self.slices):
-                        here = [(b, planes[id(sources[p][s])]) for b, p in enumerate(block) if s in sources[p]]
-                        for j, window in enumerate(windows):
-                            if started:
-                                added[:, j].mul_(transmission[s][window])
-                            for b, plane in here:
-                                added[b, j].addcmul_(turned[s][j], plane[window])
-                        started = started or bool(here)
-                        if started and s < self.slices - 1:
-                            added = torch.fft.ifft2(torch.fft.fft2(added).mul_(waves._transfer), norm="forward")
-                    seen = waves._seen(torch.fft.fft2(added)) * self._amplitude
-                    rows[block] = (seen.real * twice.real + seen.imag * twice.imag).reshape(len(block), -1)
-                gradient += (rows @ residual.reshape(-1)).double().cpu()
-                rows *= weight.reshape(-1)
-                fisher += (rows @ rows.T).double().cpu()
-        return total, gradient.numpy(), fisher.numpy()
+        turned = 1j * transmission  # a phase of 1 rad at slice s adds i T psi there
+
+        def work(part: npt.NDArray[np.integer]) -> tuple[float, Tensor, Tensor]:
+            before, spectrum = self._forward(transmission, part)
+            amplitude = self._amplitudes(spectrum)
+            expected = self._expected(amplitude)
+            counts = self.counts[torch.as_tensor(part, device=self.device)]
+            twice = amplitude * (2 * self.electrons)
+            rows = torch.zeros(len(sources), expected.numel(), device=self.device)
+            for first in range(0, len(order), SOURCES_AT_ONCE):
+                block = order[first : first + SOURCES_AT_ONCE]
+                seen = self._added(transmission, turned, before, part, [sources[p] for p in block], planes)
+                rows[block] = (seen.real * twice.real + seen.imag * twice.imag).reshape(len(block), -1)
+            gradient = (rows @ (1 - counts / expected).reshape(-1)).double()
+            rows *= expected.rsqrt().reshape(-1)
+            return float(self.deviance(expected, part).sum()), gradient, (rows @ rows.T).double()
+
+        results = self._shared_out(work, indices)
+        gradient = torch.stack([g for _, g, _ in results]).sum(0)
+        fisher = torch.stack([f for _, _, f in results]).sum(0)
+        return sum(m for m, _, _ in results), gradient.cpu().numpy(), fisher.cpu().numpy()
+
+    def _added(
+        self,
+        transmission: Tensor,
+        turned: Tensor,
+        before: list[Tensor],
+        indices: npt.NDArray[np.integer],
+        sources: Sources,
+        planes: Mapping[int, Tensor],
+    ) -> Tensor:
+        """(sources, positions, n, n) what each source adds to the amplitudes."""
+        waves, n = self.waves, self.grid
+        windows = [(slice(y, y + n), slice(x, x + n)) for y, x in waves.corners[indices].tolist()]
+        added = torch.zeros(len(sources), len(indices), n, n, dtype=torch.complex64, device=self.device)
+        started = False
+        for s in range(self.slices):
+            here = [(b, planes[id(source[s])]) for b, source in enumerate(sources) if s in source]
+            for j, window in enumerate(windows):
+                if started:
+                    added[:, j].mul_(transmission[s][window])
+                if here:
+                    wave = turned[s][window] * before[s][0, j, 0]
+                    for b, plane in here:
+                        added[b, j].addcmul_(wave, plane[window])
+            started = started or bool(here)
+            if started and s < self.slices - 1:
+                added = torch.fft.ifft2(torch.fft.fft2(added).mul_(waves._transfer), norm="forward")
+        return waves._seen(torch.fft.fft2(added)) * self._amplitude
+
+    def _amplitudes(self, spectrum: Tensor) -> Tensor:
+        """(positions, n, n) complex whose squared modulus is the pattern as parts of the beam."""
+        return self.waves._seen(spectrum)[0, :, 0] * self._amplitude
+
+    def _expected(self, amplitude: Tensor) -> Tensor:
+        return (amplitude.real.square() + amplitude.imag.square() + self.background) * self.electrons
+
+    def _shared_out(
+        self, work: Callable[[npt.NDArray[np.integer]], Result], indices: npt.NDArray[np.integer]
+    ) -> list[Result]:
+        """``work`` on a few patterns at a time; on a CPU in as many threads as torch has, each working alone.
+
+        Threads that share one small operation wait for each other, and much longer beside another busy process.
+        """
+
+        def quietly(part: npt.NDArray[np.integer]) -> Result:
+            with torch.no_grad():
+                return work(part)
+
+        parts, threads = _chunks(indices, PATTERNS_AT_ONCE), torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
+            return [quietly(part) for part in parts]
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                return list(pool.map(quietly, parts))
+        finally:
+            torch.set_num_threads(threads)
 
     def gradient(self, phase: Tensor, indices: npt.NDArray[np.integer]) -> Tensor:
         """(slices, y, x) derivative of the misfit by the phase at the model's pixel, nats/rad."""
