@@ -12,8 +12,9 @@ Fisher information of the Poisson likelihood by the amount of matter in every sl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations_with_replacement
 from typing import TypeVar
 
 import numpy as np
@@ -36,9 +37,11 @@ BACKGROUND_ELECTRONS = 5e-4
 """Electrons a pixel that no model explains: more would hide the few electrons at high angles, which tell much."""
 BANDWIDTH = 2 / 3
 """Part of the drawing's frequencies that transmission function and propagator keep. Source: Kirkland (2010), section 6.8."""
-PATTERNS_AT_ONCE, SOURCES_AT_ONCE = 2, 4
+PATTERNS_AT_ONCE, SOURCES_AT_ONCE, PAIRS_AT_ONCE = 2, 4, 8
 """Patterns and sources whose waves are carried together: more do not stay in a processor's cache."""
 
+FEW_ELECTRONS = 0.1
+"""Added to a pixel's counts and expectation where its curvature is weighed by both."""
 Result = TypeVar("Result")
 Sources = Sequence[Mapping[int, Tensor]]
 """For each parameter: slice -> derivative of that slice's phase by it, on the drawing's grid."""
@@ -182,7 +185,11 @@ class AtomWaves:
         return np.asarray(terms.sum((-2, -1)).cpu().numpy())
 
     def quadratic(
-        self, phase: Tensor, sources: Sources, indices: npt.NDArray[np.integer]
+        self,
+        phase: Tensor,
+        sources: Sources,
+        indices: npt.NDArray[np.integer],
+        groups: Sequence[Sequence[int]] = (),
     ) -> tuple[float, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """The misfit around a crystal, to second order in its parameters; results of several sets of patterns add up.
 
@@ -190,14 +197,18 @@ class AtomWaves:
             phase: (slices, drawn, drawn), rad.
             sources: what each parameter changes.
             indices: which patterns.
+            groups: sources whose waves are followed to second order: the product of each two of a group, and half of each
+                square, is a parameter of its own, after the others, in the order of ``pairs_of``.
 
         Returns:
-            Misfit in nats; its gradient (parameters,); the Fisher information (parameters, parameters). Sums in float64.
+            Misfit in nats; its gradient (parameters,); its curvature (parameters, parameters), close to the Fisher
+            information. Sums in float64.
         """
         transmission = self.transmission(phase)
         images = {id(image): image for source in sources for image in source.values()}
         planes = {key: self.to_model(image) for key, image in images.items()}
         order = sorted(range(len(sources)), key=lambda p: min(sources[p], default=self.slices))
+        followed = {p for group in groups for p in group}
         turned = 1j * transmission  # a phase of 1 rad at slice s adds i T psi there
 
         def work(part: npt.NDArray[np.integer]) -> tuple[float, Tensor, Tensor]:
@@ -206,13 +217,33 @@ class AtomWaves:
             expected = self._expected(amplitude)
             counts = self.counts[torch.as_tensor(part, device=self.device)]
             twice = amplitude * (2 * self.electrons)
-            rows = torch.zeros(len(sources), expected.numel(), device=self.device)
+            count = len(sources) + sum(len(pairs_of(group)) for group in groups)
+            rows = torch.zeros(count, *expected.shape, device=self.device)
+            kept: dict[int, Tensor] = {}
             for first in range(0, len(order), SOURCES_AT_ONCE):
                 block = order[first : first + SOURCES_AT_ONCE]
                 seen = self._added(transmission, turned, before, part, [sources[p] for p in block], planes)
-                rows[block] = (seen.real * twice.real + seen.imag * twice.imag).reshape(len(block), -1)
+                rows[block] = seen.real * twice.real + seen.imag * twice.imag
+                kept |= {p: wave for p, wave in zip(block, seen, strict=True) if p in followed}
+            first = len(sources)
+            for group in groups:
+                members = [sources[p] for p in group]
+                for j in range(len(part)):
+                    here = [wave[:, j : j + 1] for wave in before]
+                    done = first
+                    for seen in self._added_by_pairs(transmission, turned, here, part[j : j + 1], members, planes):
+                        wave = twice[j : j + 1]
+                        rows[done : done + len(seen), j : j + 1] = seen.real * wave.real + seen.imag * wave.imag
+                        done += len(seen)
+                for a, b in pairs_of(group):
+                    both = kept[a].real * kept[b].real + kept[a].imag * kept[b].imag
+                    rows[first] += both * (2 * self.electrons)
+                    first += 1
+            rows = rows.reshape(count, -1)
             gradient = (rows @ (1 - counts / expected).reshape(-1)).double()
-            rows *= expected.rsqrt().reshape(-1)
+            # the likelihood's third order, as far as it shows where the counts are: to the Fisher information's mean
+            few = FEW_ELECTRONS / 3
+            rows *= ((2 * expected + counts + 3 * few) / (3 * expected * (expected + few))).sqrt().reshape(-1)
             return float(self.deviance(expected, part).sum()), gradient, (rows @ rows.T).double()
 
         results = self._shared_out(work, indices)
@@ -247,6 +278,54 @@ class AtomWaves:
             if started and s < self.slices - 1:
                 added = torch.fft.ifft2(torch.fft.fft2(added).mul_(waves._transfer), norm="forward")
         return waves._seen(torch.fft.fft2(added)) * self._amplitude
+
+    def _added_by_pairs(
+        self,
+        transmission: Tensor,
+        turned: Tensor,
+        before: list[Tensor],
+        index: npt.NDArray[np.integer],
+        sources: Sources,
+        planes: Mapping[int, Tensor],
+    ) -> Iterator[Tensor]:
+        """What the products of two sources add to one pattern's amplitudes, a few pairs at a time, in order."""
+        waves, n = self.waves, self.grid
+        y, x = waves.corners[index[0]].tolist()
+        window = (slice(y, y + n), slice(x, x + n))
+        through = transmission[(slice(None), *window)]
+        images = [{s: planes[id(image)][window] for s, image in source.items()} for source in sources]
+        arriving: list[Tensor] = []  # (sources, n, n) first-order waves before each slice
+        psi = torch.zeros(len(sources), n, n, dtype=torch.complex64, device=self.device)
+        for s in range(self.slices):
+            arriving.append(psi)
+            psi = psi * through[s]
+            wave = turned[s][window] * before[s][0, 0, 0]
+            for k, image in enumerate(images):
+                if s in image:
+                    psi[k].addcmul_(wave, image[s])
+            psi = torch.fft.ifft2(torch.fft.fft2(psi).mul_(waves._transfer), norm="forward")
+        pairs = pairs_of(range(len(sources)))
+        for first in range(0, len(pairs), PAIRS_AT_ONCE):
+            block = pairs[first : first + PAIRS_AT_ONCE]
+            psi = torch.zeros(len(block), n, n, dtype=torch.complex64, device=self.device)
+            started = False
+            for s in range(self.slices):
+                if started:
+                    psi.mul_(through[s])
+                wave = through[s] * before[s][0, 0, 0]
+                bent = turned[s][window]
+                for k, (a, b) in enumerate(block):
+                    if s in images[a]:
+                        psi[k].addcmul_(bent * images[a][s], arriving[s][b])
+                        started = True
+                    if s in images[b]:
+                        psi[k].addcmul_(bent * images[b][s], arriving[s][a])
+                        started = True
+                    if s in images[a] and s in images[b]:
+                        psi[k].addcmul_(wave * images[a][s], images[b][s], value=-1)
+                if started and s < self.slices - 1:
+                    psi = torch.fft.ifft2(torch.fft.fft2(psi).mul_(waves._transfer), norm="forward")
+            yield waves._seen(torch.fft.fft2(psi))[:, None] * self._amplitude
 
     def _amplitudes(self, spectrum: Tensor) -> Tensor:
         """(positions, n, n) complex whose squared modulus is the pattern as parts of the beam."""
@@ -318,6 +397,11 @@ def _probe(scan: Scan, grid: int, pixel_A: float) -> npt.NDArray[np.complexfloat
     fine[:, inside, inside] = spectrum
     probe = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(fine, axes=(-2, -1))), axes=(-2, -1))
     return np.asarray(probe / np.sqrt(np.sum(np.abs(probe) ** 2)))
+
+
+def pairs_of(group: Sequence[int]) -> list[tuple[int, int]]:
+    """Each with itself and with those behind it."""
+    return list(combinations_with_replacement(group, 2))
 
 
 def _chunks(indices: npt.NDArray[np.integer], size: int) -> list[npt.NDArray[np.integer]]:

@@ -28,6 +28,7 @@ from mepdiff_core.depth import (
     DepthSearch,
     Matter,
     Repeat,
+    heavy_columns,
     matter_of_atoms,
     matter_of_columns,
     shortest_repeat,
@@ -251,7 +252,8 @@ class _Solver:
         c = self.config
         waves = AtomWaves(self.scan, self.slices, c.slice_thickness_A, device=self.device)
         painter = Painter(waves, columns)
-        which = sources(painter, self.slices)
+        which, heavy = sources(painter, self.slices), heavy_columns(columns)
+        groups = [range(i * self.slices, (i + 1) * self.slices) for i in heavy]
         even = (painter.flat() / self.slices)[None].repeat(self.slices, 1, 1)
         phase, centre = even, matter_of_columns(columns, self.slices)
         pool: list[Arrangement] = []
@@ -262,14 +264,13 @@ class _Solver:
             indices = self.batch(per_round)
             matter: Matter | None = None
             for part in np.array_split(indices, max(1, len(indices) // 8)):
-                misfit, gradient, fisher = waves.quadratic(phase, which, part)
+                misfit, gradient, fisher = waves.quadratic(phase, which, part, groups)
                 matter = Matter(
                     misfit + (matter.misfit if matter else 0),
                     gradient + (matter.gradient if matter else 0),
                     fisher + (matter.fisher if matter else 0),
                     centre,
-                    len(columns),
-                    self.slices,
+                    heavy,
                 )
                 yield from self.emit("depth", f"round {turn + 1}: what each atom does to the patterns")
             assert matter is not None

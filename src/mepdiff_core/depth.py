@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mepdiff_core.columns import Columns, Painter
 from mepdiff_core.element_features import FEATURES, LIGHTEST, NEVER, element_table
-from mepdiff_core.occupation import Chain, Occupation, Problem
+from mepdiff_core.occupation import Chain, Occupation, Problem, places, products
 
 Array = npt.NDArray[np.float64]
 
@@ -23,6 +23,8 @@ NARROWEST_A = 0.04
 """Slots narrower than this are left out: they hold an atom with no likelihood worth the name."""
 NEAREST_A = 1.7
 """Two atoms are nowhere nearer than this; of two slots the farthest ends count."""
+HEAVY = 6.0
+"""Matter, in oxygen atoms, above which a column's waves are followed to second order: below, that adds no nat."""
 ATOM_COST, ELEMENT_COST = 6.0, 5.0
 """Nats that an atom, and that another element, must gain: about what a free depth and a free choice of element cost."""
 ELEMENTS_BESIDE = 3
@@ -97,19 +99,44 @@ class Arrangement:
 
 @dataclass(frozen=True)
 class Matter:
-    """The misfit by matter: one parameter for the first feature of each slice of each column, and one for each other feature
-    of each column, evenly along the beam; around a ``centre``. Misfits add up over patterns."""
+    """The misfit by matter, around a centre; what the parameters are, ``occupation.Problem`` says.
+
+    Attributes:
+        misfit, gradient, fisher: at the centre, as ``AtomWaves.quadratic`` gives them.
+        centre: (columns, bins + other features).
+        heavy: columns followed to second order.
+    """
 
     misfit: float
     gradient: Array
     fisher: Array
     centre: Array
-    columns: int
-    slices: int
+    heavy: tuple[int, ...]
+
+    def parameters(self, matter: Array) -> Array:
+        """Of (columns, bins + other features) matter."""
+        columns, width = matter.shape
+        bins = width - FEATURES + 1
+        away = matter - self.centre
+        result = np.zeros(len(self.gradient))
+        for column, place in enumerate(places(columns, bins, FEATURES - 1, self.heavy)):
+            more = products(away[column : column + 1, :bins])[0] if column in self.heavy else np.zeros(0)
+            result[place] = np.concatenate([away[column], more])
+        return result
+
+    def at(self, matter: Array) -> float:
+        """The misfit of matter, nats."""
+        x = self.parameters(matter)
+        return float(self.misfit + self.gradient @ x + 0.5 * x @ self.fisher @ x)
+
+
+def heavy_columns(columns: Columns) -> tuple[int, ...]:
+    """Columns whose waves are to be followed to second order."""
+    return tuple(int(i) for i in np.flatnonzero(columns.amounts[:, 0] > HEAVY))
 
 
 def sources(painter: Painter, slices: int) -> Sequence[Mapping[int, Tensor]]:
-    """The sources of ``Matter``'s parameters, in its order."""
+    """The sources of ``Matter``'s parameters but the products, in its order."""
     n = len(painter.columns)
     by_slice = [{s: painter.shapes[0][i]} for i in range(n) for s in range(slices)]
     shared = [painter.shapes[f][i] / slices for i in range(n) for f in range(1, FEATURES)]
@@ -117,18 +144,18 @@ def sources(painter: Painter, slices: int) -> Sequence[Mapping[int, Tensor]]:
 
 
 def matter_of_columns(columns: Columns, slices: int) -> Array:
-    """The parameters of columns that are even along the beam."""
-    first = np.repeat(columns.amounts[:, 0] / slices, slices)
-    return np.concatenate([first, columns.amounts[:, 1:].ravel()])
+    """(columns, slices + other features) matter of columns that are even along the beam."""
+    first = np.repeat(columns.amounts[:, :1] / slices, slices, axis=1)
+    return np.concatenate([first, columns.amounts[:, 1:]], axis=1)
 
 
 def matter_of_atoms(arrangement: Arrangement, columns: int, slices: int) -> Array:
-    """The parameters of atoms."""
+    """(columns, slices + other features) matter of atoms."""
     features = element_table().features[arrangement.number]
-    first, others = np.zeros((columns, slices)), np.zeros((columns, FEATURES - 1))
-    np.add.at(first, arrangement.column, features[:, :1] * arrangement.occupied)
-    np.add.at(others, arrangement.column, features[:, 1:] * arrangement.occupied.sum(1, keepdims=True))
-    return np.concatenate([first.ravel(), others.ravel()])
+    matter = np.zeros((columns, slices + FEATURES - 1))
+    np.add.at(matter[:, :slices], arrangement.column, features[:, :1] * arrangement.occupied)
+    np.add.at(matter[:, slices:], arrangement.column, features[:, 1:] * arrangement.occupied.sum(1, keepdims=True))
+    return matter
 
 
 @dataclass(frozen=True)
@@ -227,34 +254,31 @@ class DepthSearch:
         )
         self.table = table[self.numbers]
         self.known = elements is not None
-        # misfit(x) = base + slope x + x fisher x / 2
-        m = matter
-        self.base = float(m.misfit - m.gradient @ m.centre + 0.5 * m.centre @ m.fisher @ m.centre)
-        self.slope = m.gradient - m.fisher @ m.centre
+        self._problems: dict[float | None, tuple[Problem, Slots]] = {}
 
     def problem(self, period_A: float | None) -> tuple[Problem, Slots]:
-        """The misfit by occupied slots."""
-        m, n, slices = self.matter, self.matter.columns, self.matter.slices
-        slots = make_slots(period_A, slices, self.slice_thickness_A)
-        count = len(slots.depth_A)
-        lift = np.zeros((n, count, FEATURES, len(m.gradient)))
-        for i in range(n):
-            lift[i, :, 0, i * slices : (i + 1) * slices] = slots.slices
-            for f in range(1, FEATURES):
-                lift[i, :, f, n * slices + i * (FEATURES - 1) + f - 1] = slots.slices.sum(1)
-        flat = lift.reshape(-1, len(m.gradient))
-        shape = (n, count, FEATURES)
+        """The misfit by occupied slots; that of the last period asked for is kept."""
+        if period_A not in self._problems:
+            self._problems = {period_A: self._problem(period_A)}
+        return self._problems[period_A]
+
+    def _problem(self, period_A: float | None) -> tuple[Problem, Slots]:
+        m = self.matter
+        slots = make_slots(period_A, m.centre.shape[1] - FEATURES + 1, self.slice_thickness_A)
         apart = np.abs(slots.depth_A[:, None] - slots.depth_A)
         if period_A is not None:
             apart = np.minimum(apart, period_A - apart)
         apart = apart + (slots.width_A[:, None] + slots.width_A) / 2
         near = np.hypot(apart[None, :, None, :], self.distances_A[:, None, :, None]) < NEAREST_A
-        for i in range(n):
+        for i in range(len(m.centre)):
             np.fill_diagonal(near[i, :, i, :], False)
         problem = Problem(
-            self.base,
-            (flat @ self.slope).reshape(shape),
-            (flat @ m.fisher @ flat.T).reshape(*shape, *shape),
+            m.misfit,
+            m.gradient,
+            m.fisher,
+            m.centre,
+            m.heavy,
+            slots.slices,
             self.table,
             np.full(len(self.numbers), ATOM_COST),
             -np.log(slots.width_A / slots.width_A.sum()),
@@ -284,9 +308,8 @@ class DepthSearch:
 
     def energy(self, arrangement: Arrangement) -> float:
         """Its quadratic misfit and prior, nats."""
-        m = self.matter
-        x = matter_of_atoms(arrangement, m.columns, m.slices)
-        return float(self.base + self.slope @ x + 0.5 * x @ m.fisher @ x) + arrangement.prior
+        columns, width = self.matter.centre.shape
+        return self.matter.at(matter_of_atoms(arrangement, columns, width - FEATURES + 1)) + arrangement.prior
 
     def other_elements(self, arrangement: Arrangement) -> list[Arrangement]:
         """The same places with an element, or a single atom, made another, or like elements made one."""
@@ -312,7 +335,7 @@ class DepthSearch:
         ]
 
     def _label(self, start: Arrangement | None, slots: Slots) -> npt.NDArray[np.int64]:
-        label = np.zeros((self.matter.columns, len(slots.depth_A)), np.int64)
+        label = np.zeros((len(self.matter.centre), len(slots.depth_A)), np.int64)
         if start is not None:
             label[start.column, start.slot] = np.searchsorted(self.numbers, start.number) + 1
         return label

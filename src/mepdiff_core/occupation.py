@@ -1,37 +1,47 @@
-"""Which atoms lie at which depths of which columns: Gibbs sampling, a column at a time, on a quadratic misfit.
+"""Which atoms lie at which depths of which columns: Gibbs sampling, a column at a time, on an approximate misfit.
 
-The misfit around a crystal is known to second order in the amount of matter in every slot (``atom_waves``), so that the
-energy of an arrangement costs microseconds instead of a multislice calculation. A column's arrangements - none to a few
-atoms, of any elements, at any depths - are listed and one is drawn from its full conditional, annealed from hot to cold:
-birth, death, shift, exchange and species at once. The model itself judges what comes out. Sources: Geman & Geman, IEEE PAMI
-6 (1984) 721 for the sampler; Christen & Fox, J. Comput. Graph. Stat. 14 (2005) 795 for sampling on an approximation that the
-exact model corrects.
+Around a crystal the waves are known to second order in the matter of every column's slices (``atom_waves``), so that the
+energy of an arrangement costs microseconds instead of a multislice calculation. Arrangements of a column are listed and one
+is drawn from its full conditional, annealed from hot to cold: birth, death, shift, split, merge, exchange and species at
+once. The model itself judges what comes out. Sources: Geman & Geman, IEEE PAMI 6 (1984) 721 for the sampler; Christen & Fox,
+J. Comput. Graph. Stat. 14 (2005) 795 for sampling on an approximation that the exact model corrects.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
 
+from mepdiff_core.atom_waves import pairs_of
+
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
-LONGEST_LIST = 40_000
-"""Arrangements of one column that are listed at most; columns of more atoms are varied a few atoms at a time."""
+LONGEST_LIST = 8_000
+"""Arrangements of one column that are listed at most; columns of more atoms are varied a few slots at a time."""
+UNIFORM_LIST = 30_000
+CLASH_NATS = 1e6
+BOX = 4
+"""Slots of a column that are filled anew together when its other slots stay."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """The misfit as a function of atoms in slots, and the prior.
 
+    A column's parameters are its matter (the first feature) in each bin of depth, its other features as a whole, and, where
+    it is ``heavy``, the products of ``pairs_of`` its bins, half of the squares; all as differences from ``centre``, columns
+    one after the other: first the matter of all, then the other features, then the products.
+
     Attributes:
-        misfit: nats with every slot empty.
-        gradient: (columns, slots, features); curvature: (columns, slots, features, columns, slots, features), nats by the
-            features of the atoms in the slots.
+        misfit: nats at the centre; gradient: (parameters,); curvature: (parameters, parameters).
+        centre: (columns, bins + other features) matter there.
+        heavy: columns whose products count.
+        bins: (slots, bins) how many copies of an atom in a slot lie in each bin.
         table: (elements, features): what an atom of each element is.
         element_cost: (elements,) nats an atom of it costs; slot_cost: (slots,) nats an atom there costs besides.
         first_cost: nats that an element costs once, however many atoms.
@@ -41,11 +51,62 @@ class Problem:
     misfit: float
     gradient: Array
     curvature: Array
+    centre: Array
+    heavy: tuple[int, ...]
+    bins: Array
     table: Array
     element_cost: Array
     slot_cost: Array
     first_cost: float
     near: npt.NDArray[np.bool_]
+
+    @cached_property
+    def places(self) -> list[npt.NDArray[np.int64]]:
+        """Of each column, where its parameters are."""
+        return places(len(self.centre), self.bins.shape[1], self.centre.shape[1] - self.bins.shape[1], self.heavy)
+
+    @cached_property
+    def blocks(self) -> list[Array]:
+        """Of each column, the curvature of its own parameters."""
+        return [self.curvature[np.ix_(p, p)] for p in self.places]
+
+    @cached_property
+    def values(self) -> Array:
+        """(1 + elements, features) of a label."""
+        return np.concatenate([np.zeros((1, self.table.shape[1])), self.table])
+
+    def parameters(self, column: int, labels: Labels) -> Array:
+        """(n, parameters of the column) of (n, slots) labels."""
+        first = self.values[:, 0][labels] @ self.bins
+        copies = self.bins.sum(1)
+        others = [self.values[:, f][labels] @ copies for f in range(1, self.table.shape[1])]
+        matter = np.concatenate([first, np.array(others).reshape(len(others), len(labels)).T], 1) - self.centre[column]
+        return np.concatenate([matter, products(matter[:, : self.bins.shape[1]])], 1) if column in self.heavy else matter
+
+    @cached_property
+    def _uniform(self) -> dict[tuple[int, int], tuple[Labels, Array, Array]]:
+        return {}
+
+    def uniform(self, column: int, most: int) -> tuple[Labels, Array, Array]:
+        """Every arrangement of a few atoms of one element: labels, parameters, and energies that don't depend on the other
+        columns."""
+        if (column, most) not in self._uniform:
+            elements = np.flatnonzero(np.isfinite(self.element_cost))
+            patterns = self.patterns(column, 1, most, UNIFORM_LIST // len(elements))
+            labels = (patterns[1:, None] * (elements + 1)[:, None]).reshape(-1, patterns.shape[1])
+            labels = np.concatenate([patterns[:1], labels])
+            parameters = self.parameters(column, labels)
+            own = 0.5 * np.einsum("np,np->n", parameters @ self.blocks[column], parameters) + self.own_cost(labels)
+            self._uniform[column, most] = labels, parameters, own
+        return self._uniform[column, most]
+
+    def own_cost(self, labels: Labels) -> Array:
+        """(n,) nats of (n, slots) labels by the elements' and the slots' costs."""
+        return np.concatenate([[0.0], self.element_cost])[labels].sum(1) + (labels > 0) @ self.slot_cost
+
+    def patterns(self, column: int, kinds: int, most: int, longest: int) -> Labels:
+        """(n, slots) labels of up to ``kinds`` elements, no two atoms too near; of more atoms while the list is short."""
+        return _patterns(self.near[column, :, column].tobytes(), self.near.shape[1], kinds, most, longest)
 
 
 @dataclass(frozen=True)
@@ -74,11 +135,7 @@ class Chain:
         self.p, self.rng, self.most, self.exact = problem, rng, most, exact
         self.label = start.copy()
         self.columns, self.slots = start.shape
-        self.values = np.concatenate([np.zeros((1, problem.table.shape[1])), problem.table])
-        self.own = np.stack([problem.curvature[c, :, :, c] for c in range(self.columns)])  # (columns, k, f, k, f)
         self.allowed = np.flatnonzero(np.isfinite(problem.element_cost))
-        self.within = [problem.near[c, :, c] for c in range(self.columns)]
-        self.alone = [np.einsum("ef,kflg,eg->kle", problem.table, own, problem.table) for own in self.own]
         self._refresh()
 
     def now(self) -> Occupation:
@@ -94,164 +151,184 @@ class Chain:
         return best
 
     def sweep(self, temperature: float) -> None:
-        """Every column once, from a list drawn by chance; then the energy anew."""
+        """Every column once, from a list drawn by chance, then one element as a whole; then the energy anew."""
+        moves = (self._draw_uniform, self._draw_mixed, self._draw_box)
+        shares = (0.2, 0.4, 0.4) if self.exact else (0.4, 0.3, 0.3)
         for column in self.rng.permutation(self.columns):
-            chance = self.rng.random()
-            if self.exact and chance < 0.4:
-                self._draw_slot(int(column), temperature)
-            elif chance < (0.6 if self.exact else 0.5):
-                self._draw_uniform(int(column), temperature)
-            else:
-                self._draw_mixed(int(column), temperature)
+            moves[int(self.rng.choice(3, p=shares))](int(column), temperature)
+        self._draw_element(temperature)
         self._refresh()
 
     def candidates(self, column: int, slot: int) -> Array:
         """(elements,) probability that the atom there is each of them, all else as it is."""
-        cost = self._slot_costs(column, slot)[1:]
+        labels = np.repeat(self.label[column][None], len(self.p.table), axis=0)
+        labels[:, slot] = np.arange(1, len(self.p.table) + 1)
+        cost = self._costs(column, labels)
         weight = np.exp(-(cost - cost.min()))
         return np.asarray(weight / weight.sum())
 
-    def _slot_costs(self, column: int, slot: int) -> Array:
-        """(1 + elements,) energy of the slot empty or with each element, all else as it is, up to a constant."""
-        slope, slot_cost, _ = self._conditional(column)
-        rest = self.x[column].copy()
-        rest[slot] = 0
-        slope_here = slope[slot] + np.tensordot(self.own[column][slot], rest, 2)
-        table = self.p.table
-        others = self.label.copy()
-        others[column, slot] = 0
-        new = ~np.isin(np.arange(len(table)), others[others > 0] - 1)
-        cost = table @ slope_here + 0.5 * self.alone[column][slot, slot] + self.p.element_cost + self.p.first_cost * new
-        clash = (self.within[column][slot] & (others[column] > 0)).any()
-        return np.concatenate([[0.0], cost + slot_cost[slot] + (1e6 if clash else 0.0)])
-
-    def _draw_slot(self, column: int, temperature: float) -> None:
-        """One slot of the column: empty, or any element."""
-        slot = int(self.rng.integers(self.slots))
-        label = self.label[column].copy()
-        label[slot] = self._pick([self._slot_costs(column, slot)], temperature)[1]
-        self._set(column, label)
-
     def _refresh(self) -> None:
-        self.x = self.values[self.label]
-        self.slope = self.p.gradient + np.tensordot(self.p.curvature, self.x, 3)
-        taken = self.label[self.label > 0] - 1
-        self.energy = float(
-            self.p.misfit
-            + 0.5 * np.sum((self.p.gradient + self.slope) * self.x)
-            + self.p.element_cost[taken].sum()
-            + (self.p.slot_cost * (self.label > 0)).sum()
-            + self.p.first_cost * len(np.unique(taken))
-        )
+        p = self.p
+        self.x = np.zeros(len(p.gradient))
+        for column, place in enumerate(p.places):
+            self.x[place] = p.parameters(column, self.label[column : column + 1])[0]
+        self.slope = p.gradient + p.curvature @ self.x
+        self.energy = float(p.misfit + 0.5 * (p.gradient + self.slope) @ self.x + self._prior(self.label))
 
-    def _conditional(self, column: int) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
-        """Slope at an empty column, the slots' costs (large where a neighbour is in the way), which elements are new."""
-        slope = self.slope[column] - np.tensordot(self.own[column], self.x[column], 2)
+    def _prior(self, label: Labels) -> float:
+        return float(self.p.own_cost(label).sum() + self.p.first_cost * len(np.unique(label[label > 0])))
+
+    def _around(self, column: int) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
+        """What the other columns do to one: slope of its parameters where they are 0, (slots,) nats for atoms in a
+        neighbour's way, (1 + elements,) which labels would be new."""
+        place = self.p.places[column]
+        slope = self.slope[place] - self.p.blocks[column] @ self.x[place]
         others = self.label.copy()
         others[column] = 0
         blocked = np.tensordot(self.p.near[column], others > 0, 2) > 0
-        new = ~np.isin(np.arange(len(self.p.table)), others[others > 0] - 1)
-        return slope, self.p.slot_cost + np.where(blocked, 1e6, 0.0), new
+        new = ~np.isin(np.arange(len(self.p.values)), others)
+        new[0] = False
+        return slope, CLASH_NATS * blocked, new
+
+    def _costs(self, column: int, labels: Labels) -> Array:
+        """(n,) energies of (n, slots) arrangements of a column, all else as it is, up to a constant."""
+        slope, blocked, new = self._around(column)
+        x = self.p.parameters(column, labels)
+        own = 0.5 * np.einsum("np,np->n", x @ self.p.blocks[column], x) + self.p.own_cost(labels)
+        clash = self.p.near[column, :, column].astype(float)
+        taken = (labels > 0).astype(float)
+        own += CLASH_NATS * np.einsum("ns,ns->n", taken @ clash, taken)
+        return np.asarray(own + x @ slope + taken @ blocked + self._first(labels, new))
+
+    def _first(self, labels: Labels, new: npt.NDArray[np.bool_]) -> Array:
+        """(n,) cost of the elements that no other column has."""
+        count = np.zeros(len(labels))
+        for label in np.unique(labels):
+            if new[label]:
+                count += (labels == label).any(1)
+        return self.p.first_cost * count
 
     def _draw_uniform(self, column: int, temperature: float) -> None:
         """All atoms of one element, any element."""
-        present = np.unique(self.label[column][self.label[column] > 0])
-        if self.exact and (len(present) > 1 or np.count_nonzero(self.label[column]) > self.most):
+        labels, x, own = self.p.uniform(column, self.most)
+        present = self.label[column]
+        if self.exact and not (labels == present).all(1).any():
             return
-        slope, slot_cost, new = self._conditional(column)
-        elements = self.allowed
-        single = slope @ self.p.table[elements].T + slot_cost[:, None]  # (slots, elements)
-        pair = self.alone[column][:, :, elements]
-        first = self.p.first_cost * new[elements]
-        costs, choices = [np.zeros(1)], []
-        for size in range(1, self.most + 1):
-            sets = _sets(self.slots, size)
-            sets = sets[~_clash(sets, self.within[column])]
-            if not len(sets):
-                break
-            cost = sum(single[sets[:, a]] + 0.5 * pair[sets[:, a], sets[:, a]] for a in range(size))
-            for a, b in combinations(range(size), 2):
-                cost = cost + pair[sets[:, a], sets[:, b]]
-            cost = cost + size * self.p.element_cost[elements] + first
-            costs.append(np.asarray(cost).ravel())
-            choices.append(sets)
-        chosen = self._pick(costs, temperature)
-        label = np.zeros(self.slots, np.int64)
-        if chosen[0] > 0:
-            which, element = divmod(chosen[1], len(elements))
-            label[choices[chosen[0] - 1][which]] = elements[element] + 1
-        self._set(column, label)
+        slope, blocked, new = self._around(column)
+        fresh = self.p.first_cost * new[labels.max(1)]
+        costs = own + x @ slope + (labels > 0) @ blocked + fresh
+        self._set(column, labels[self._pick(costs, temperature)])
+
+    def _palette(self, column: int) -> Labels:
+        """Labels of some elements of the other columns, and of one by chance."""
+        others = np.delete(self.label, column, axis=0) if self.exact else self.label
+        used = np.unique(others[others > 0])
+        some = self.rng.choice(used, 3, replace=False) if len(used) > 3 else used
+        return np.unique(np.append(some, self.rng.choice(self.allowed) + 1)).astype(np.int64)
 
     def _draw_mixed(self, column: int, temperature: float) -> None:
-        """Atoms of the elements in use, in any mixture; or around the present atoms where that would be too many."""
-        slope, slot_cost, new = self._conditional(column)
-        others = np.delete(self.label, column, axis=0) if self.exact else self.label
-        used = np.unique(others[others > 0]) - 1
-        some = self.rng.choice(used, 4, replace=False) if len(used) > 4 else used
-        palette = np.unique(np.append(some, self.rng.choice(self.allowed)))
-        count = len(palette)
-        table = self.p.table[palette]
-        single = (slope @ table.T + slot_cost[:, None] + self.p.element_cost[palette]).ravel()  # (slots * palette,)
-        pair = np.einsum("pf,kflg,qg->kplq", table, self.own[column], table).reshape(len(single), len(single))
-        single = single + 0.5 * np.diag(pair)
-        costs, choices = [np.zeros(1)], []
-        total, longest = 0, 0
-        for size in range(1, self.slots + 1):
-            sets = _sets(self.slots, size)
-            total += len(sets) * count**size
-            if total > LONGEST_LIST:
-                break
-            sets = sets[~_clash(sets, self.within[column])]
-            if not len(sets):
-                break
-            kinds = _kinds(count, size)
-            index = (sets[:, None] * count + kinds[None]).reshape(-1, size)
-            fresh = sum(((kinds == p).any(1) for p in np.flatnonzero(new[palette])), np.zeros(len(kinds)))
-            cost = single[index].sum(1) + self.p.first_cost * np.tile(fresh, len(sets))
-            for a, b in combinations(range(size), 2):
-                cost += pair[index[:, a], index[:, b]]
-            costs.append(cost)
-            choices.append(index)
-            longest = size
-        present = self.label[column][self.label[column] > 0]
-        if self.exact and (len(present) > longest or not np.isin(present - 1, palette).all()):
+        """Atoms of the elements in use, in any mixture."""
+        palette = self._palette(column)
+        patterns = self.p.patterns(column, len(palette), self.slots, LONGEST_LIST)
+        labels = np.concatenate([[0], palette])[patterns]
+        if self.exact and not (labels == self.label[column]).all(1).any():
             return
-        chosen = self._pick(costs, temperature)
-        label = np.zeros(self.slots, np.int64)
-        if chosen[0] > 0:
-            places = choices[chosen[0] - 1][chosen[1]]
-            label[places // count] = palette[places % count] + 1
-        self._set(column, label)
+        self._set(column, labels[self._pick(self._costs(column, labels), temperature)])
 
-    def _pick(self, costs: list[Array], temperature: float) -> tuple[int, int]:
-        flat = np.concatenate(costs)
-        weight = np.exp(-(flat - flat.min()) / temperature)
-        place = int(np.searchsorted(np.cumsum(weight), self.rng.random() * weight.sum()).clip(0, len(flat) - 1))
-        for size, cost in enumerate(costs):
-            if place < len(cost):
-                return size, place
-            place -= len(cost)
-        raise AssertionError("a place lies in one of the lists")
+    def _draw_box(self, column: int, temperature: float) -> None:
+        """A few slots of the column, any mixture in them, the others as they are; or a single one, with any element."""
+        if self.rng.random() < 0.3:
+            slots = self.rng.choice(self.slots, 1)
+            palette = self.allowed + 1
+        else:
+            slots = self.rng.choice(self.slots, min(BOX, self.slots), replace=False)
+            palette = self._palette(column)
+            if self.exact and not np.isin(self.label[column, slots], np.append(palette, 0)).all():
+                return
+        contents = np.concatenate([[0], palette])[_all_labels(len(palette) + 1, len(slots))]
+        labels = np.repeat(self.label[column][None], len(contents), axis=0)
+        labels[:, slots] = contents
+        self._set(column, labels[self._pick(self._costs(column, labels), temperature)])
+
+    def _draw_element(self, temperature: float) -> None:
+        """All atoms of one element become another that is not in use."""
+        used = np.unique(self.label[self.label > 0])
+        if not len(used):
+            return
+        old = int(self.rng.choice(used))
+        new = np.setdiff1d(self.allowed + 1, used)
+        targets = np.append(old, new)
+        if len(targets) > 12:  # the like of it, and some by chance: the same choice from wherever it starts
+            targets = np.append(old, self.rng.choice(new, 11, replace=False))
+        rows = [np.where(self.label == old, target, self.label) for target in targets]
+        x = np.zeros((len(targets), len(self.x)))
+        for column, place in enumerate(self.p.places):
+            x[:, place] = self.p.parameters(column, np.array([row[column] for row in rows]))
+        costs = x @ self.p.gradient + 0.5 * np.einsum("np,np->n", x @ self.p.curvature, x)
+        costs += np.array([self._prior(row) for row in rows])
+        chosen = rows[self._pick(costs, temperature)]
+        for column in np.flatnonzero((chosen != self.label).any(1)):
+            self._set(int(column), chosen[column])
+
+    def _pick(self, costs: Array, temperature: float) -> int:
+        weight = np.cumsum(np.exp(-(costs - costs.min()) / temperature))
+        return int(np.searchsorted(weight, self.rng.random() * weight[-1]).clip(0, len(costs) - 1))
 
     def _set(self, column: int, label: Labels) -> None:
-        step = self.values[label] - self.x[column]
-        if np.any(step):
-            self.slope += np.tensordot(self.p.curvature[:, :, :, column], step, 2)
-            self.x[column] += step
+        if (label == self.label[column]).all():
+            return
+        place = self.p.places[column]
+        step = self.p.parameters(column, label[None])[0] - self.x[place]
+        self.slope += self.p.curvature[:, place] @ step
+        self.x[place] += step
         self.label[column] = label
 
 
-@cache
-def _sets(slots: int, size: int) -> Labels:
-    return np.array(list(combinations(range(slots), size)), np.int64).reshape(-1, size)
+def places(columns: int, bins: int, others: int, heavy: tuple[int, ...]) -> list[npt.NDArray[np.int64]]:
+    """Of each column, where its parameters are among all; see ``Problem``."""
+    products_of_one = bins * (bins + 1) // 2
+    result = []
+    for column in range(columns):
+        mine = [np.arange(column * bins, (column + 1) * bins)]
+        mine.append(columns * bins + np.arange(column * others, (column + 1) * others))
+        if column in heavy:
+            first = columns * (bins + others) + heavy.index(column) * products_of_one
+            mine.append(np.arange(first, first + products_of_one))
+        result.append(np.concatenate(mine))
+    return result
+
+
+def products(matter: Array) -> Array:
+    """(n, bins * (bins + 1) / 2) products of each two, half of the squares, in the order of ``pairs_of``."""
+    first, second = np.array(pairs_of(range(matter.shape[1]))).T
+    return matter[:, first] * matter[:, second] * np.where(first == second, 0.5, 1.0)
 
 
 @cache
-def _kinds(count: int, size: int) -> Labels:
-    return np.array(list(product(range(count), repeat=size)), np.int64).reshape(-1, size)
+def _patterns(near: bytes, slots: int, kinds: int, most: int, longest: int) -> Labels:
+    clash = np.frombuffer(near, bool).reshape(slots, slots)
+    parts = [np.zeros((1, slots), np.int64)]
+    total = 1
+    for size in range(1, min(most, slots) + 1):
+        sets = np.array(list(combinations(range(slots), size)), np.int64)
+        sets = sets[~_clashing(sets, clash)]
+        total += len(sets) * kinds**size
+        if not len(sets) or total > longest:
+            break
+        fillings = _all_labels(kinds, size) + 1
+        labels = np.zeros((len(sets), len(fillings), slots), np.int64)
+        for row, places_taken in zip(labels, sets, strict=True):
+            row[:, places_taken] = fillings
+        parts.append(labels.reshape(-1, slots))
+    return np.concatenate(parts)
 
 
-def _clash(sets: Labels, near: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+@cache
+def _all_labels(kinds: int, size: int) -> Labels:
+    return np.array(list(product(range(kinds), repeat=size)), np.int64).reshape(-1, size)
+
+
+def _clashing(sets: Labels, near: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     result = np.zeros(len(sets), bool)
     for a, b in combinations(range(sets.shape[1]), 2):
         result |= near[sets[:, a], sets[:, b]]
