@@ -8,8 +8,8 @@ trained, nothing needs to be known beforehand; docs/method.md tells what was mea
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,28 +20,19 @@ from torch import Tensor
 from mepdiff_core import lattice as plane
 from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.batches import Indices, split_patterns
-from mepdiff_core.columns import Columns, Painter, add_missing, drop_empty, refine, split_cosets
+from mepdiff_core.columns import Columns, Painter, add_missing, drop_empty, refine, split_cosets, widen
 from mepdiff_core.config import check
-from mepdiff_core.depth import (
-    SHORTEST_PERIOD_A,
-    Arrangement,
-    DepthSearch,
-    Matter,
-    Repeat,
-    heavy_columns,
-    matter_of_atoms,
-    matter_of_columns,
-    shortest_repeat,
-    sources,
-)
+from mepdiff_core.crystal_model import CrystalModel
+from mepdiff_core.depth import SHORTEST_PERIOD_A, Arrangement, DepthSearch, Matter, Repeat, shortest_repeat
 from mepdiff_core.element_features import element_table
 from mepdiff_core.errors import InputError
 from mepdiff_core.forward import object_field
-from mepdiff_core.metrics import expected_deviance
+from mepdiff_core.polish import draw_cell, polish
 from mepdiff_core.projection import illumination, project
 from mepdiff_core.renderer import Renderer
 from mepdiff_core.scan import Scan, specimen_slices
 from mepdiff_core.settings import CrystalConfig, parse_composition
+from mepdiff_core.stacking import Stacking, best_superlattice, copy_gains, describe, find_stackings
 from mepdiff_core.states import Checkpoint, CrystalState
 from mepdiff_core.structure_files import read_crystal
 from mepdiff_core.unit_cell import UnitCell, from_crystal
@@ -52,8 +43,15 @@ PASSES = 3
 EVEN_SLICES = 4
 EVEN_PATTERNS, COSET_PATTERNS, FINAL_PATTERNS = 8, 12, 24
 COLUMN_ROUNDS = 3
+COPIES_PATTERNS, STACKINGS, DENSITY_PATTERNS = 96, 3, 12
+PATTERNS_A_STATE = 8
+NEARLY = 0.85
+"""Stackings that gain less than this part of the best are not tried."""
+POLISHING_PATTERNS, POLISHING_STEPS = 16, 3
 SWEEPS_FIRST, SWEEPS, CHAINS = 8, 20, 3
 HOT_FIRST, HOT = 100.0, 200.0
+SHIFTED_CHAINS = 12
+ENOUGH_NATS = 4.0
 PERIOD_STEP_A = 0.1
 PERIODS_KEPT, JUDGED = 10, 8
 SETTLING_PATTERNS, SETTLING_TURNS, SETTLING_TRIED, SETTLING_NATS = 96, 4, 5, 60.0
@@ -80,16 +78,11 @@ def what_is_known(config: CrystalConfig, thickness_A: float) -> Known:
     """From the settings, or from the file they name.
 
     Raises:
-        InputError: a file that can't be read, or whose stacking shifts along the beam.
+        InputError: a file that can't be read.
     """
     if config.start is not None:
         crystal = read_crystal(config.start)
         cell = from_crystal(crystal, config.axis, (0.0, 0.0, 0.0), thickness_A)
-        check(
-            float(np.abs(cell.lattice_A[:2, 0]).max()) < 0.02,
-            f"{config.start}: along {config.axis} its stacking shifts from cell to cell, which the crystal solver does not"
-            " model; choose another axis, or leave start out and give the composition",
-        )
         elements = tuple(sorted(set(cell.numbers.tolist())))
         return Known(elements, plane.reduce_basis(cell.lattice_A[:2, 1:]), float(cell.lattice_A[2, 0]))
     vectors = None
@@ -123,6 +116,14 @@ def run_crystal(
     yield from _Solver(scan, config, device).run()
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Arrangements of a round, the best first, and their energies by the model itself, nats."""
+
+    pool: list[Arrangement] = field(default_factory=list)
+    exact: list[float] = field(default_factory=list)
+
+
 @dataclass
 class _Solver:
     scan: Scan
@@ -133,7 +134,6 @@ class _Solver:
     loss: float = float("nan")
     heldout: float | None = None
     change: float = 0.0
-    spread: Array = field(default_factory=lambda: np.zeros((0, 3)))
     words: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -186,11 +186,39 @@ class _Solver:
             yield from self.emit("projection", f"projection, pass {step.step} of {step.total}")
 
         even = AtomWaves(scan, EVEN_SLICES, self.thickness_A / EVEN_SLICES, device=self.device)
+        waves = AtomWaves(scan, self.slices, self.config.slice_thickness_A, device=self.device)
         columns = self._columns(projected, even)
         if columns is None:
             yield from self._give_up("no lattice: the projection does not repeat within the field, so this is no crystal")
             return
         yield from self.emit("lattice", f"lattice {_describe(columns.lattice_A)}, {len(columns)} columns")
+        for result in self._settle(columns, even):
+            columns = result
+            self._show_even(even, columns)
+            yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
+        stackings: list[Stacking] = []
+        if self.change > SHIFTING:
+            indices, fewer = self.batch(COPIES_PATTERNS), self.batch(EVEN_PATTERNS)
+            where = np.asarray(self.field.origin_A)
+            gains = copy_gains(waves, columns, illumination(scan), where, scan.pixel_size_A, indices, fewer)
+            matrix, gain = best_superlattice(gains) if self.known.lattice_A is None else (None, 0.0)
+            stackings = find_stackings(gains, self.thickness_A, self.known.period_A, STACKINGS)
+            stackings = [s for s in stackings if s.gain > max(gain, NEARLY * stackings[0].gain)]
+            note = "cells differ, by no rule that was found"
+            if stackings:
+                note = f"cells shift along the beam: {describe(stackings[:1])}"
+            elif matrix is not None:
+                columns = widen(columns, matrix)
+                note = f"cells differ in turns: {_describe(columns.lattice_A)}"
+            yield from self.emit("lattice", note)
+        if stackings:
+            stacked: CrystalModel | None = None
+            for stacked in self._complete_shifted(columns, waves, stackings):
+                note = f"{len(stacked.columns)} columns, misfit {self.loss:.0f} nats a pattern"
+                yield from self.emit("columns", note)
+            assert stacked is not None
+            yield from self._shifted_atoms(stacked)
+            return
         for result in self._complete(columns, even):
             columns = result
             self._show_even(even, columns)
@@ -199,8 +227,7 @@ class _Solver:
             yield from self._give_up("no columns: nothing in the averaged cell stands out from what surrounds it")
             return
         final = refine(even, columns.sorted(), self.batch(FINAL_PATTERNS))
-        self.spread = final.spread
-        yield from self._atoms(final.columns)
+        yield from self._atoms(CrystalModel(waves, final.columns))
 
     def _columns(self, projected: Array, even: AtomWaves) -> Columns | None:
         """Lattice and columns as the projection shows them."""
@@ -224,12 +251,30 @@ class _Solver:
         amounts = np.outer(np.maximum(heights / (0.55 * atom), 0.3), element_table().features[22])
         return Columns(vectors, middle, places, amounts)
 
-    def _complete(self, columns: Columns, even: AtomWaves) -> Iterator[Columns]:
-        """Columns refined, the missing ones added, the cell widened where it repeats only there."""
+    def _settle(self, columns: Columns, even: AtomWaves) -> Iterator[Columns]:
+        """Columns refined."""
         for turn in range(3):
             result = refine(even, columns, self.batch(EVEN_PATTERNS), with_lattice=turn > 0)
             columns, self.loss = result.columns, result.misfit / EVEN_PATTERNS
             yield columns
+
+    def _complete_shifted(self, columns: Columns, waves: AtomWaves, stackings: Sequence[Stacking]) -> Iterator[CrystalModel]:
+        """The stacking whose matter explains most; columns refined, and the missing ones added."""
+        trials = []
+        indices, judged = self.batch(DENSITY_PATTERNS), self.batch(EVEN_PATTERNS)
+        for stacking in stackings:
+            model = CrystalModel(waves, columns, stacking)
+            phase = model.phase_of_matter(model.step(model.expand(model.even, model.even_matter, indices)))
+            trials.append((float(model.misfit(phase, judged).mean()), model, phase))
+            self.loss = trials[-1][0]
+            yield model
+        self.loss, model, phase = min(trials, key=lambda trial: trial[0])
+        result = refine(waves, columns, self.batch(EVEN_PATTERNS), phase=phase)
+        more = add_missing(waves, result.columns, self.batch(COPIES_PATTERNS // 4), phase)
+        yield CrystalModel(waves, more, model.stacking)
+
+    def _complete(self, columns: Columns, even: AtomWaves) -> Iterator[Columns]:
+        """The missing columns added, the cell widened where it repeats only there."""
         for _ in range(COLUMN_ROUNDS):
             before = len(columns)
             if self.known.lattice_A is None:
@@ -247,82 +292,100 @@ class _Solver:
             if not changed:
                 break
 
-    def _atoms(self, columns: Columns) -> Iterator[CrystalState]:
-        """Depths, elements and number of the atoms in the columns."""
+    def _atoms(self, model: CrystalModel) -> Iterator[CrystalState]:
+        """Depths, elements and number of the atoms in the columns of cells that are all alike."""
         c = self.config
-        waves = AtomWaves(self.scan, self.slices, c.slice_thickness_A, device=self.device)
-        painter = Painter(waves, columns)
-        which, heavy = sources(painter, self.slices), heavy_columns(columns)
-        groups = [range(i * self.slices, (i + 1) * self.slices) for i in heavy]
-        even = (painter.flat() / self.slices)[None].repeat(self.slices, 1, 1)
-        phase, centre = even, matter_of_columns(columns, self.slices)
-        pool: list[Arrangement] = []
-        exact: list[float] = []
+        phase, centre = model.even, model.even_matter
+        found = _Found()
         search: DepthSearch | None = None
-        per_round = min(c.patterns, max(12, 480 // len(columns)))
+        per_round = min(c.patterns, max(12, 480 // len(model.columns)))
         for turn in range(c.rounds):
             indices = self.batch(per_round)
-            matter: Matter | None = None
-            for part in np.array_split(indices, max(1, len(indices) // 8)):
-                misfit, gradient, fisher = waves.quadratic(phase, which, part, groups)
-                matter = Matter(
-                    misfit + (matter.misfit if matter else 0),
-                    gradient + (matter.gradient if matter else 0),
-                    fisher + (matter.fisher if matter else 0),
-                    centre,
-                    heavy,
-                )
-                yield from self.emit("depth", f"round {turn + 1}: what each atom does to the patterns")
-            assert matter is not None
-            search = DepthSearch(matter, columns, c.slice_thickness_A, self.known.elements)
-            found: list[Arrangement] = []
+            note = f"round {turn + 1}: what each atom does to the patterns"
+            matter = yield from self._expand(model, phase, centre, indices, note)
+            search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements)
+            tried: list[Arrangement] = []
             rng = np.random.default_rng([c.seed, 3, turn])
-            periods = self._periods(pool if turn > 1 else [])
+            periods = self._periods(found.pool if turn > 1 else [])
             for group in np.array_split(np.array(periods, float), 3):
-                found += [search.search(_period(p), rng, HOT_FIRST, SWEEPS_FIRST) for p in group]
+                tried += [search.search(_period(p), rng, HOT_FIRST, SWEEPS_FIRST) for p in group]
                 yield from self.emit("depth", f"round {turn + 1}: periods along the beam", temperature=HOT_FIRST)
-            best_periods = list(dict.fromkeys(a.period_A for a in sorted(found, key=lambda a: a.energy)))[:PERIODS_KEPT]
+            best_periods = list(dict.fromkeys(a.period_A for a in sorted(tried, key=lambda a: a.energy)))[:PERIODS_KEPT]
             for period in best_periods:
-                found += [search.search(period, rng, HOT, SWEEPS) for _ in range(CHAINS)]
-            found.sort(key=lambda a: a.energy)
-            judged = _distinct(pool[:3], 3) + _distinct(found, JUDGED)
-            misfits = [self._misfit(waves, painter, a, indices) for a in judged]
-            energies = np.array([m.sum() + a.prior for m, a in zip(misfits, judged, strict=True)])
-            ranking = np.argsort(energies)
-            accepted = sum(not any(judged[i].same_as(p) for p in pool) for i in ranking[:1])
-            unchanged = bool(pool) and judged[ranking[0]].same_as(pool[0])
-            pool, exact = [judged[i] for i in ranking], [float(energies[i]) for i in ranking]
-            best = pool[0]
-            self.loss = float(misfits[ranking[0]].mean())
-            cell = self._cell(columns, best)
-            self._show(waves, painter, best, cell)
-            yield from self.emit(
-                "depth",
-                f"round {turn + 1}: {cell.formula}, {_say_period(best)}",
-                cell=cell,
-                temperature=1.0,
-                accepted=accepted,
-            )
-            phase, centre = self._phase(painter, best), matter_of_atoms(best, len(columns), self.slices)
+                tried += [search.search(period, rng, HOT, SWEEPS) for _ in range(CHAINS)]
+            before = found
+            found = self._judged(model, before.pool, tried, indices)
+            best = found.pool[0]
+            yield from self._show(model, best, f"round {turn + 1}", before)
+            phase, centre = model.phase(best), model.matter(best)
             if turn == 0 and c.rounds > 1:  # half-way states keep the next linear model honest about what may be wrong
-                phase = 0.8 * phase + 0.2 * even
-                centre = 0.8 * centre + 0.2 * matter_of_columns(columns, self.slices)
-            if unchanged and turn > 0 and self._excess(waves, painter, best, indices) < 4.0:
+                phase = 0.8 * phase + 0.2 * model.even
+                centre = 0.8 * centre + 0.2 * model.even_matter
+            unchanged = bool(before.pool) and best.same_as(before.pool[0])
+            if unchanged and turn > 0 and model.excess(model.phase(best), indices) < ENOUGH_NATS:
                 break
         assert search is not None
-        best = pool[0]
-        best = self._settle_elements(search, waves, painter, best)
-        yield from self.emit("depth", f"elements compared on {SETTLING_PATTERNS} patterns", cell=self._cell(columns, best))
+        best = self._settle_elements(search, model, found.pool[0])
+        yield from self.emit("depth", f"elements compared on {SETTLING_PATTERNS} patterns", cell=model.cell(best))
         repeat = shortest_repeat(best, self.slices, c.slice_thickness_A)
+        yield from self._finish(search, model, repeat, found)
+
+    def _shifted_atoms(self, model: CrystalModel) -> Iterator[CrystalState]:
+        """The same where cells shift along the beam: from matter to atoms, whose places are refined in every round."""
+        c = self.config
+        phase, centre = model.even, model.even_matter
+        found = _Found()
+        best: Arrangement | None = None
+        for turn in range(1 + c.rounds + 1):
+            indices = self.batch(DENSITY_PATTERNS)
+            note = f"round {turn}: what each atom does to the patterns" if turn else "matter along the beam"
+            matter = yield from self._expand(model, phase, centre, indices, note)
+            if turn == 0:
+                centre = model.step(matter)
+                phase = model.phase_of_matter(centre)
+                continue
+            search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements, model.stacking)
+            rng = np.random.default_rng([c.seed, 3, turn])
+            period = None if model.stacking is None else model.stacking.period_A
+            tried = [search.search(period, rng, HOT, SWEEPS, start) for start in (None, best) for _ in range(SHIFTED_CHAINS)]
+            before, found = found, self._judged(model, [] if best is None else [best], tried, indices)
+            unchanged = best is not None and found.pool[0].same_as(best)
+            best = found.pool[0]
+            yield from self._show(model, best, f"round {turn}", before)
+            if turn > c.rounds or unchanged:
+                break
+            for step in range(POLISHING_STEPS):
+                polished = polish(model.waves, model.cell(best), self.batch(POLISHING_PATTERNS), step + turn - 1)
+                model, best = model.settled(best, polished.cell)
+                self.loss = polished.after / POLISHING_PATTERNS
+                yield from self.emit("depth", f"round {turn}: places refined", cell=model.cell(best))
+            model, phase, centre = self._with_missing(model, best)
+        assert best is not None
+        best = self._settle_elements(search, model, best)
+        yield from self.emit("depth", f"elements compared on {SETTLING_PATTERNS} patterns", cell=model.cell(best))
+        yield from self._finish(search, model, Repeat(best, None), found)
+
+    def _judged(
+        self, model: CrystalModel, known: Sequence[Arrangement], tried: Sequence[Arrangement], indices: Indices
+    ) -> _Found:
+        """The best of the search and what was known before, by the model itself."""
+        judged = _distinct(known[:3], 3) + _distinct(sorted(tried, key=lambda a: a.energy), JUDGED)
+        misfits = [model.misfit(model.phase(a), indices) for a in judged]
+        energies = np.array([m.sum() + a.prior for m, a in zip(misfits, judged, strict=True)])
+        ranking = np.argsort(energies)
+        self.loss = float(misfits[ranking[0]].mean())
+        return _Found([judged[i] for i in ranking], [float(energies[i]) for i in ranking])
+
+    def _finish(self, search: DepthSearch, model: CrystalModel, repeat: Repeat, found: _Found) -> Iterator[CrystalState]:
+        """The last state: the answer, its spread, and the limits."""
         best = repeat.arrangement
-        cell, samples = self._posterior(search, columns, waves, painter, best)
-        second = next(
-            (a for a, e in zip(pool[1:], exact[1:], strict=True) if e - exact[0] < EQUAL_NATS and not a.same_as(best)), None
-        )
-        alternative = (
-            None if second is None or not self._as_likely(waves, painter, second, best) else self._cell(columns, second)
-        )
-        self._judge(waves, painter, repeat, alternative)
+        placed = polish(model.waves, model.cell(best), self.batch(POLISHING_PATTERNS), POLISHING_STEPS).cell
+        cell, samples = self._posterior(search, model, best, placed)
+        self.volume = self._draw_volume(cell)
+        rest = zip(found.pool[1:], found.exact[1:], strict=True)
+        second = next((a for a, e in rest if e - found.exact[0] < EQUAL_NATS and not a.same_as(best)), None)
+        alternative = None if second is None or not self._as_likely(model, second, best) else model.cell(second)
+        self._judge(model, cell, repeat, alternative)
         yield from self.emit(
             "posterior",
             "; ".join(self.words),
@@ -332,27 +395,50 @@ class _Solver:
             verdict=". ".join(w[0].upper() + w[1:] for w in self.words) + ".",
         )
 
-    def _settle_elements(self, search: DepthSearch, waves: AtomWaves, painter: Painter, best: Arrangement) -> Arrangement:
+    def _with_missing(self, model: CrystalModel, best: Arrangement) -> tuple[CrystalModel, Tensor, Array]:
+        """With columns that the patterns miss, even along the beam; the phase, and the matter."""
+        phase = model.phase(best)
+        columns = add_missing(model.waves, model.columns, self.batch(COPIES_PATTERNS // 4), phase)
+        wider = CrystalModel(model.waves, columns, model.stacking)
+        centre = wider.even_matter
+        centre[: len(model.columns)] = model.matter(best)
+        known = wider.even_matter.copy()
+        known[len(model.columns) :] = 0.0
+        return wider, phase + wider.even - wider.phase_of_matter(known), centre
+
+    def _expand(
+        self, model: CrystalModel, phase: Tensor, centre: Array, indices: Indices, note: str
+    ) -> Generator[CrystalState, None, Matter]:
+        """The misfit around a crystal, with a state for every few patterns."""
+        total: Matter | None = None
+        for part in np.array_split(indices, max(1, len(indices) // PATTERNS_A_STATE)):
+            more = model.expand(phase, centre, part)
+            total = more if total is None else total + more
+            yield from self.emit("depth", note)
+        assert total is not None
+        return total
+
+    def _settle_elements(self, search: DepthSearch, model: CrystalModel, best: Arrangement) -> Arrangement:
         """Elements that scatter nearly alike, compared by the model itself on more patterns than a round has."""
         indices = self.batch(SETTLING_PATTERNS)
-        energy = float(self._misfit(waves, painter, best, indices).sum()) + best.prior
+        energy = float(model.misfit(model.phase(best), indices).sum()) + best.prior
         for _ in range(SETTLING_TURNS):
             here = search.energy(best)
             others = sorted(search.other_elements(best), key=search.energy)[:SETTLING_TRIED]
             near = [other for other in others if search.energy(other) - here < SETTLING_NATS]
-            energies = [float(self._misfit(waves, painter, o, indices).sum()) + o.prior for o in near]
+            energies = [float(model.misfit(model.phase(o), indices).sum()) + o.prior for o in near]
             if not energies or min(energies) >= energy:
                 break
             energy = min(energies)
             best = near[energies.index(energy)]
         return best
 
-    def _as_likely(self, waves: AtomWaves, painter: Painter, second: Arrangement, best: Arrangement) -> bool:
+    def _as_likely(self, model: CrystalModel, second: Arrangement, best: Arrangement) -> bool:
         """Whether more patterns than a round has leave the two equally likely."""
         if second.same_as(best):
             return False
         indices = self.batch(SETTLING_PATTERNS)
-        gap = self._misfit(waves, painter, second, indices).sum() - self._misfit(waves, painter, best, indices).sum()
+        gap = model.misfit(model.phase(second), indices).sum() - model.misfit(model.phase(best), indices).sum()
         return bool(gap + second.prior - best.prior < EQUAL_NATS)
 
     def _periods(self, pool: Sequence[Arrangement]) -> list[float]:
@@ -365,43 +451,6 @@ class _Solver:
             fine = np.unique(np.round([p + d for p in near for d in np.arange(-0.15, 0.151, 0.05)], 2))
             grid = fine[(fine >= SHORTEST_PERIOD_A) & (fine < self.thickness_A)] if len(fine) else fine
         return [*grid.tolist(), np.nan]
-
-    def _phase(self, painter: Painter, arrangement: Arrangement) -> Tensor:
-        """(slices, drawn, drawn) of the atoms, rad."""
-        grid = painter.waves.drawn
-        phase = torch.zeros(self.slices, grid, grid, device=painter.waves.device)
-        for column, number, copies in zip(arrangement.column, arrangement.number, arrangement.occupied, strict=True):
-            for s in np.flatnonzero(copies):
-                phase[s].add_(painter.element(int(number))[column], alpha=float(copies[s]))
-        return phase
-
-    def _misfit(self, waves: AtomWaves, painter: Painter, arrangement: Arrangement, indices: Indices) -> Array:
-        return waves.misfit(waves.transmission(self._phase(painter, arrangement)), indices)
-
-    def _excess(self, waves: AtomWaves, painter: Painter, arrangement: Arrangement, indices: Indices) -> float:
-        """Nats a pattern of misfit beyond what counting statistics give."""
-        expected = waves.predict(waves.transmission(self._phase(painter, arrangement)), indices)
-        statistics = expected_deviance(expected.double().cpu().numpy()).sum((1, 2)) / 2
-        return float((waves.deviance(expected, indices) - statistics).mean())
-
-    def _cell(
-        self, columns: Columns, arrangement: Arrangement, spread_A: Array | None = None, candidates: Any = None
-    ) -> UnitCell:
-        n = len(arrangement.number)
-        period = arrangement.period_A
-        vectors = np.zeros((3, 3))
-        vectors[:2, 1:] = columns.lattice_A
-        vectors[2, 0] = self.thickness_A if period is None else period
-        place = columns.origin_A + columns.fractional[arrangement.column] @ columns.lattice_A
-        return UnitCell(
-            vectors,
-            period is not None,
-            self.thickness_A,
-            np.concatenate([arrangement.depth_A[:, None], place], axis=1).reshape(n, 3),
-            arrangement.number,
-            np.full((n, 3), np.nan) if spread_A is None else spread_A,
-            tuple(((int(z), 1.0),) for z in arrangement.number) if candidates is None else candidates,
-        )
 
     def _draw_volume(self, cell: UnitCell) -> npt.NDArray[np.float32]:
         """The cell's atoms on the object field, as every volume is drawn."""
@@ -424,13 +473,17 @@ class _Solver:
         part = flat[first[0] : first[0] + factor * height : factor, first[1] : first[1] + factor * width : factor]
         self.volume = np.repeat((part / self.slices).astype(np.float32)[None], self.slices, 0)
 
-    def _show(self, waves: AtomWaves, painter: Painter, arrangement: Arrangement, cell: UnitCell) -> None:
+    def _show(self, model: CrystalModel, best: Arrangement, round_: str, before: _Found) -> Iterator[CrystalState]:
+        cell = model.cell(best)
         self.volume = self._draw_volume(cell)
         if len(self.held):
-            self.heldout = float(self._misfit(waves, painter, arrangement, self.held).mean())
+            self.heldout = float(model.misfit(model.phase(best), self.held).mean())
+        accepted = int(not any(best.same_as(p) for p in before.pool))
+        note = f"{round_}: {cell.formula}, {_say_period(best)}"
+        yield from self.emit("depth", note, cell=cell, temperature=1.0, accepted=accepted)
 
     def _posterior(
-        self, search: DepthSearch, columns: Columns, waves: AtomWaves, painter: Painter, best: Arrangement
+        self, search: DepthSearch, model: CrystalModel, best: Arrangement, placed: UnitCell
     ) -> tuple[UnitCell, npt.NDArray[np.float32] | None]:
         """Draws from the last quadratic posterior around the answer: spread, candidates and sample volumes."""
         rng = np.random.default_rng([self.config.seed, 4])
@@ -449,26 +502,27 @@ class _Solver:
                 chain.sweep(1.0)
             draws.append(search.arrangement(chain.now(), best.period_A))
         spread = np.full((len(best.number), 3), np.nan)
-        spread[:, 1:] = self.spread[best.column, 1:]
+        spread[:, 1:] = placed.spread_A[:, 1:]
         for k, (column, slot) in enumerate(zip(best.column, best.slot, strict=True)):
-            steps = [float(slots.width_A[slot]) / np.sqrt(12)]
+            width = float(slots.width_A[slot]) / np.sqrt(12)
+            steps = [width if best.shift is None else float(placed.spread_A[k, 0])]
             for draw in draws:
                 depths = draw.depth_A[draw.column == column]
                 if len(depths):
                     step = np.abs(depths - best.depth_A[k])
                     steps.append(float((np.minimum(step, best.period_A - step) if best.period_A else step).min()))
             spread[k, 0] = float(np.hypot(steps[0], np.sqrt(np.mean(np.square(steps[1:])))) if len(steps) > 1 else steps[0])
-        cell = self._cell(columns, best, spread, tuple(candidates))
+        cell = replace(placed, spread_A=spread, candidates=tuple(candidates))
         if not self.config.samples:
             return cell, None
-        volumes = [self._draw_volume(self._cell(columns, d)) for d in draws[: self.config.samples]]
+        volumes = [self._draw_volume(cell if d.same_as(best) else model.cell(d)) for d in draws[: self.config.samples]]
         return cell, np.stack(volumes)
 
-    def _judge(self, waves: AtomWaves, painter: Painter, repeat: Repeat, alternative: UnitCell | None) -> None:
+    def _judge(self, model: CrystalModel, cell: UnitCell, repeat: Repeat, alternative: UnitCell | None) -> None:
         """The honest limits, in words."""
         indices = self.held if len(self.held) else self.batch(EVEN_PATTERNS)
         best = repeat.arrangement
-        excess = self._excess(waves, painter, best, indices)
+        excess = model.excess(draw_cell(model.waves, cell), indices)
         kind = "held-out patterns" if len(self.held) else "patterns"
         if excess < 10:
             self.words.append(f"{kind} are explained to within {max(excess, 0):.1f} nats a pattern of counting statistics")
@@ -487,8 +541,7 @@ class _Solver:
             self.words.append(f"periods along the beam from {low:.2f} to {high:.2f} Å put the atoms into the same slices")
         if self.change > SHIFTING and excess >= 10:
             self.words.append(
-                f"columns differ by {100 * self.change:.0f} % from cell to cell: the stacking may shift along the beam,"
-                " which this solver does not model"
+                f"columns differ by {100 * self.change:.0f} % from cell to cell, which this structure does not explain"
             )
         if alternative is not None:
             self.words.append(f"a second structure, {alternative.formula}, is equally likely")

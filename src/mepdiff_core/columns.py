@@ -141,12 +141,20 @@ class Refined:
     spread: Array
 
 
-def refine(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer], with_lattice: bool = True) -> Refined:
+def refine(
+    waves: AtomWaves,
+    columns: Columns,
+    indices: npt.NDArray[np.integer],
+    with_lattice: bool = True,
+    phase: Tensor | None = None,
+) -> Refined:
     """One Gauss-Newton step of amounts, places and lattice.
 
     Args:
-        waves: the model; its slices all hold the same.
+        waves: the model.
         indices: which patterns.
+        phase: (slices, drawn, drawn) of the same columns, rad, where it is known how their matter lies along the beam; else
+            it is even.
     """
     painter, n = Painter(waves, columns), len(columns)
     everywhere = range(waves.slices)
@@ -156,7 +164,8 @@ def refine(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer],
         images += [painter.moved(i, axis) * share for i in range(n)]
     if with_lattice:
         images += [image * share for vector in range(2) for image in painter.stretched(vector)]
-    phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
+    if phase is None:
+        phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
     misfit, gradient, fisher = waves.quadratic(phase, [dict.fromkeys(everywhere, image) for image in images], indices)
 
     # priors: an amount may change by half, a shape by a fifth of the amount, a place by 0.2 Å, a lattice vector by 0.1 Å
@@ -181,15 +190,18 @@ def refine(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer],
     return Refined(moved, misfit, spread)
 
 
-def add_missing(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer]) -> Columns:
+def add_missing(
+    waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer], phase: Tensor | None = None
+) -> Columns:
     """The columns and those whose absence the patterns show.
 
     The misfit's gradient by the phase, matched with an oxygen atom's image and summed over the cell's copies, is what a new
-    atom there would gain; its Fisher information is taken from the columns that are known.
+    atom there would gain; its Fisher information is taken from the columns that are known. ``phase`` as for ``refine``.
     """
     painter = Painter(waves, columns)
     share = 1 / waves.slices
-    phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
+    if phase is None:
+        phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
     gain = waves.gradient(phase, indices).mean(0)
     atom = waves.to_model(waves.draw_flat(np.array([waves.origin_A]), 8)).real
     matched = torch.fft.ifft2(torch.fft.fft2(gain) * torch.fft.fft2(atom).conj()).real.cpu().numpy()

@@ -6,6 +6,7 @@ The quadratic misfit by slice (``atom_waves``) becomes one by slot, and ``occupa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from mepdiff_core.columns import Columns, Painter
 from mepdiff_core.element_features import FEATURES, LIGHTEST, NEVER, element_table
 from mepdiff_core.occupation import Chain, Occupation, Problem, places, products
+from mepdiff_core.stacking import Stacking
 
 Array = npt.NDArray[np.float64]
 
@@ -72,6 +74,7 @@ class Arrangement:
         slot: (n,) which of the period's slots.
         occupied: (n, slices) how many copies of each atom lie in each slice.
         energy: quadratic misfit and prior, nats; prior: the latter.
+        shift: (2,) how much deeper the next cells along t1 and t2 lie, in periods; ``occupied`` is then by bin.
     """
 
     period_A: float | None
@@ -82,6 +85,7 @@ class Arrangement:
     occupied: Array
     energy: float
     prior: float
+    shift: Array | None = None
 
     def same_as(self, other: Arrangement) -> bool:
         """Whether the same elements lie in the same slices."""
@@ -113,6 +117,15 @@ class Matter:
     centre: Array
     heavy: tuple[int, ...]
 
+    def __add__(self, other: Matter) -> Matter:
+        """That of more patterns, around the same centre."""
+        return replace(
+            self,
+            misfit=self.misfit + other.misfit,
+            gradient=self.gradient + other.gradient,
+            fisher=self.fisher + other.fisher,
+        )
+
     def parameters(self, matter: Array) -> Array:
         """Of (columns, bins + other features) matter."""
         columns, width = matter.shape
@@ -128,6 +141,29 @@ class Matter:
         """The misfit of matter, nats."""
         x = self.parameters(matter)
         return float(self.misfit + self.gradient @ x + 0.5 * x @ self.fisher @ x)
+
+
+def too_near(columns: Columns, slots: Slots, period_A: float | None, shift: Array) -> npt.NDArray[np.bool_]:
+    """(columns, slots, columns, slots) whether two atoms, wherever they are in their slots, are nearer than ``NEAREST_A``.
+
+    Args:
+        shift: (2,) how much deeper the next cells lie, in periods.
+    """
+    n, count = len(columns), len(slots.depth_A)
+    below = slots.depth_A[None, :] - slots.depth_A[:, None]
+    widths = (slots.width_A[:, None] + slots.width_A) / 2
+    near = np.zeros((n, count, n, count), bool)
+    step = columns.fractional[None] - columns.fractional[:, None]
+    for cell in itertools.product(range(-2, 3), repeat=2):
+        plane = np.linalg.norm((step + cell - np.round(step)) @ columns.lattice_A, axis=-1)
+        deeper = (np.array(cell) - np.round(step)) @ shift * (period_A or 0.0)
+        apart = np.abs(below[None, :, None, :] + deeper[:, None, :, None])
+        if period_A is not None:
+            apart = np.minimum(apart % period_A, -apart % period_A)
+        near |= np.hypot(apart + widths[:, None, :], plane[:, None, :, None]) < NEAREST_A
+    for i in range(n):
+        np.fill_diagonal(near[i, :, i, :], False)
+    return near
 
 
 def heavy_columns(columns: Columns) -> tuple[int, ...]:
@@ -241,13 +277,19 @@ class DepthSearch:
         matter: the misfit; columns: whose distances forbid overlaps.
         slice_thickness_A: Å.
         elements: atomic numbers that may occur; None for all that occur in crystals.
+        stacking: where cells shift along the beam; the matter is then by bin of the period.
     """
 
     def __init__(
-        self, matter: Matter, columns: Columns, slice_thickness_A: float, elements: Sequence[int] | None = None
+        self,
+        matter: Matter,
+        columns: Columns,
+        slice_thickness_A: float,
+        elements: Sequence[int] | None = None,
+        stacking: Stacking | None = None,
     ) -> None:
         self.matter, self.slice_thickness_A = matter, slice_thickness_A
-        self.distances_A = columns.distances_A()
+        self.columns, self.stacking = columns, stacking
         table = element_table().features
         self.numbers = np.array(
             sorted(elements) if elements else [z for z in range(LIGHTEST, len(table)) if z not in NEVER], np.int64
@@ -263,15 +305,14 @@ class DepthSearch:
         return self._problems[period_A]
 
     def _problem(self, period_A: float | None) -> tuple[Problem, Slots]:
-        m = self.matter
-        slots = make_slots(period_A, m.centre.shape[1] - FEATURES + 1, self.slice_thickness_A)
-        apart = np.abs(slots.depth_A[:, None] - slots.depth_A)
-        if period_A is not None:
-            apart = np.minimum(apart, period_A - apart)
-        apart = apart + (slots.width_A[:, None] + slots.width_A) / 2
-        near = np.hypot(apart[None, :, None, :], self.distances_A[:, None, :, None]) < NEAREST_A
-        for i in range(len(m.centre)):
-            np.fill_diagonal(near[i, :, i, :], False)
+        m, bins = self.matter, self.matter.centre.shape[1] - FEATURES + 1
+        if self.stacking is None:
+            slots = make_slots(period_A, bins, self.slice_thickness_A)
+        else:
+            period_A = self.stacking.period_A
+            width = period_A / bins
+            slots = Slots((np.arange(bins) + 0.5) * width, np.full(bins, width), np.eye(bins))
+        near = too_near(self.columns, slots, period_A, np.zeros(2) if self.stacking is None else self.stacking.shift)
         problem = Problem(
             m.misfit,
             m.gradient,
@@ -357,4 +398,5 @@ class DepthSearch:
             slots.slices[slot],
             found.energy,
             prior,
+            None if self.stacking is None else self.stacking.shift,
         )

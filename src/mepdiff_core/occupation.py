@@ -25,6 +25,8 @@ LONGEST_LIST = 8_000
 """Arrangements of one column that are listed at most; columns of more atoms are varied a few slots at a time."""
 UNIFORM_LIST = 30_000
 CLASH_NATS = 1e6
+TARGETS = 11
+"""Elements that another is compared with at once."""
 BOX = 4
 """Slots of a column that are filled anew together when its other slots stay."""
 
@@ -102,7 +104,7 @@ class Problem:
 
     def own_cost(self, labels: Labels) -> Array:
         """(n,) nats of (n, slots) labels by the elements' and the slots' costs."""
-        return np.concatenate([[0.0], self.element_cost])[labels].sum(1) + (labels > 0) @ self.slot_cost
+        return np.asarray(np.concatenate([[0.0], self.element_cost])[labels].sum(1) + (labels > 0) @ self.slot_cost)
 
     def patterns(self, column: int, kinds: int, most: int, longest: int) -> Labels:
         """(n, slots) labels of up to ``kinds`` elements, no two atoms too near; of more atoms while the list is short."""
@@ -148,7 +150,24 @@ class Chain:
             self.sweep(hot * (cold / hot) ** (step / max(1, sweeps - 1)))
             if self.energy < best.energy - 1e-9:
                 best = self.now()
-        return best
+        self.label = best.label.copy()
+        self._refresh()
+        self._descend()
+        return self.now()
+
+    def _descend(self) -> None:
+        """Single atoms and whole elements, each made what is best there, until none gains."""
+        before = np.inf
+        while self.energy < before - 1e-9:
+            before = self.energy
+            for column in range(self.columns):
+                labels = np.repeat(self.label[column][None], self.slots * (1 + len(self.allowed)), axis=0)
+                contents = np.tile(np.append(0, self.allowed + 1), self.slots)
+                labels[np.arange(len(labels)), np.repeat(np.arange(self.slots), 1 + len(self.allowed))] = contents
+                self._set(column, labels[np.argmin(self._costs(column, labels))])
+            for old in np.unique(self.label[self.label > 0]):
+                self._relabel(int(old), self.allowed + 1, 1e-9)
+            self._refresh()
 
     def sweep(self, temperature: float) -> None:
         """Every column once, from a list drawn by chance, then one element as a whole; then the energy anew."""
@@ -188,7 +207,7 @@ class Chain:
         blocked = np.tensordot(self.p.near[column], others > 0, 2) > 0
         new = ~np.isin(np.arange(len(self.p.values)), others)
         new[0] = False
-        return slope, CLASH_NATS * blocked, new
+        return slope, np.where(blocked, CLASH_NATS, 0.0), new
 
     def _costs(self, column: int, labels: Labels) -> Array:
         """(n,) energies of (n, slots) arrangements of a column, all else as it is, up to a constant."""
@@ -251,19 +270,20 @@ class Chain:
         self._set(column, labels[self._pick(self._costs(column, labels), temperature)])
 
     def _draw_element(self, temperature: float) -> None:
-        """All atoms of one element become another that is not in use."""
+        """All atoms of one element become another: one that is not in use, or in a search any."""
         used = np.unique(self.label[self.label > 0])
         if not len(used):
             return
         old = int(self.rng.choice(used))
-        new = np.setdiff1d(self.allowed + 1, used)
-        targets = np.append(old, new)
-        if len(targets) > 12:  # the like of it, and some by chance: the same choice from wherever it starts
-            targets = np.append(old, self.rng.choice(new, 11, replace=False))
+        others = np.setdiff1d(self.allowed + 1, used if self.exact else old)
+        some = self.rng.choice(others, min(len(others), TARGETS), replace=False)
+        self._relabel(old, np.append(old, some), temperature)
+
+    def _relabel(self, old: int, targets: Labels, temperature: float) -> None:
         rows = [np.where(self.label == old, target, self.label) for target in targets]
         x = np.zeros((len(targets), len(self.x)))
-        for column, place in enumerate(self.p.places):
-            x[:, place] = self.p.parameters(column, np.array([row[column] for row in rows]))
+        for i, place in enumerate(self.p.places):
+            x[:, place] = self.p.parameters(i, np.array([row[i] for row in rows]))
         costs = x @ self.p.gradient + 0.5 * np.einsum("np,np->n", x @ self.p.curvature, x)
         costs += np.array([self._prior(row) for row in rows])
         chosen = rows[self._pick(costs, temperature)]

@@ -1,0 +1,197 @@
+"""A crystal's columns and stacking in a model of the waves: arrangements drawn and judged, and what matter does there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import lsq_linear
+from torch import Tensor
+
+from mepdiff_core.atom_waves import AtomWaves
+from mepdiff_core.columns import Columns, Painter
+from mepdiff_core.depth import (
+    Arrangement,
+    Matter,
+    heavy_columns,
+    matter_of_atoms,
+    matter_of_columns,
+    sources,
+)
+from mepdiff_core.element_features import FEATURES, element_table
+from mepdiff_core.metrics import expected_deviance
+from mepdiff_core.polish import draw_cell
+from mepdiff_core.stacking import Stacking, bin_sources
+from mepdiff_core.unit_cell import UnitCell
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.integer]
+
+BIN_A = 0.6
+"""Depth of a bin of matter where cells shift along the beam."""
+
+
+@dataclass(frozen=True)
+class CrystalModel:
+    """Attributes: ``waves``; ``columns``; ``stacking``: None where the cells are all alike."""
+
+    waves: AtomWaves
+    columns: Columns
+    stacking: Stacking | None = None
+
+    @property
+    def thickness_A(self) -> float:
+        return self.waves.slices * self.waves.slice_thickness_A
+
+    @property
+    def bins(self) -> int:
+        """Amounts of matter along the beam: one for each slice, or for each part of a period."""
+        return self.waves.slices if self.stacking is None else max(4, round(self.stacking.period_A / BIN_A))
+
+    @cached_property
+    def painter(self) -> Painter:
+        return Painter(self.waves, self.columns)
+
+    @cached_property
+    def heavy(self) -> tuple[int, ...]:
+        """Columns followed to second order; by bin of a period that would cost too much."""
+        return heavy_columns(self.columns) if self.stacking is None else ()
+
+    @cached_property
+    def sources(self) -> Sequence[Mapping[int, Tensor]]:
+        if self.stacking is None:
+            return sources(self.painter, self.waves.slices)
+        return bin_sources(self.painter, self.stacking, self.bins, self.thickness_A)
+
+    @cached_property
+    def even(self) -> Tensor:
+        """(slices, drawn, drawn) phase, rad, of columns that are even along the beam."""
+        slices = self.waves.slices
+        return (self.painter.flat() / slices)[None].repeat(slices, 1, 1)
+
+    @cached_property
+    def even_matter(self) -> Array:
+        """(columns, bins + other features)."""
+        matter = matter_of_columns(self.columns, self.bins)
+        if self.stacking is not None:
+            matter *= self.stacking.period_A / self.thickness_A
+        return matter
+
+    def phase(self, arrangement: Arrangement) -> Tensor:
+        """(slices, drawn, drawn) of the atoms, rad."""
+        waves = self.waves
+        if arrangement.shift is not None:
+            return draw_cell(waves, self.cell(arrangement))
+        phase = torch.zeros(waves.slices, waves.drawn, waves.drawn, device=waves.device)
+        for column, number, copies in zip(arrangement.column, arrangement.number, arrangement.occupied, strict=True):
+            for s in np.flatnonzero(copies):
+                phase[s].add_(self.painter.element(int(number))[column], alpha=float(copies[s]))
+        return phase
+
+    def phase_of_matter(self, matter: Array) -> Tensor:
+        """(slices, drawn, drawn) of (columns, bins + other features) matter, rad."""
+        phase = torch.zeros_like(self.even)
+        values = np.concatenate([matter[:, : self.bins].ravel(), matter[:, self.bins :].ravel()])
+        for value, source in zip(values, self.sources, strict=True):
+            for s, image in source.items():
+                phase[s].add_(image, alpha=float(value))
+        return phase
+
+    def matter(self, arrangement: Arrangement) -> Array:
+        """(columns, bins + other features) of the atoms."""
+        return matter_of_atoms(arrangement, len(self.columns), self.bins)
+
+    def misfit(self, phase: Tensor, indices: Indices) -> Array:
+        """(patterns,) nats."""
+        return self.waves.misfit(self.waves.transmission(phase), indices)
+
+    def excess(self, phase: Tensor, indices: Indices) -> float:
+        """Nats a pattern of misfit beyond what counting statistics give."""
+        expected = self.waves.predict(self.waves.transmission(phase), indices)
+        statistics = expected_deviance(expected.double().cpu().numpy()).sum((1, 2)) / 2
+        return float((self.waves.deviance(expected, indices) - statistics).mean())
+
+    def expand(self, phase: Tensor, centre: Array, indices: Indices) -> Matter:
+        """The misfit around a crystal by its matter."""
+        groups = [range(i * self.bins, (i + 1) * self.bins) for i in self.heavy]
+        return Matter(*self.waves.quadratic(phase, self.sources, indices, groups), centre, self.heavy)
+
+    def step(self, expansion: Matter) -> Array:
+        """(columns, bins + other features) matter, none of it negative, of least misfit in an expansion without products."""
+        columns, width = expansion.centre.shape
+        count = columns * width
+        flat = self._flat(expansion.centre)
+        strength = np.repeat(self.even_matter[:, : self.bins].sum(1), self.bins)
+        shapes = np.repeat(0.3 * self.columns.amounts[:, 0], FEATURES - 1)
+        prior = np.diag(1 / np.concatenate([strength, shapes]) ** 2)
+        around = self._flat(self.even_matter)
+        root = np.linalg.cholesky(expansion.fisher[:count, :count] + prior)
+        goal = expansion.fisher[:count, :count] @ flat + prior @ around - expansion.gradient[:count]
+        least = np.concatenate([np.zeros(columns * self.bins), np.full(len(shapes), -np.inf)])
+        x = lsq_linear(root.T, np.linalg.solve(root, goal), (least - 1e-9, np.inf), method="bvls").x
+        split = columns * self.bins
+        return np.concatenate([x[:split].reshape(columns, -1), x[split:].reshape(columns, -1)], axis=1)
+
+    def _flat(self, matter: Array) -> Array:
+        return np.concatenate([matter[:, : self.bins].ravel(), matter[:, self.bins :].ravel()])
+
+    def settled(self, arrangement: Arrangement, cell: UnitCell) -> tuple[CrystalModel, Arrangement]:
+        """The model and the arrangement whose cell was polished; columns without an atom are left out.
+
+        Args:
+            arrangement: atoms; cell: the same atoms, in the same order, where they are now.
+        """
+        assert self.stacking is not None
+        held = np.unique(arrangement.column)
+        period = float(cell.lattice_A[2, 0])
+        columns = replace(
+            self.columns,
+            lattice_A=cell.lattice_A[:2, 1:],
+            fractional=np.zeros((len(held), 2)),
+            amounts=np.zeros((len(held), FEATURES)),
+        )
+        inverse = np.linalg.inv(columns.lattice_A)
+        place = (cell.positions_A[:, 1:] - columns.origin_A) @ inverse
+        features = element_table().features[arrangement.number]
+        for k, column in enumerate(held):
+            mine = arrangement.column == column
+            columns.fractional[k] = place[mine].mean(0)
+            columns.amounts[k] = features[mine].sum(0) * self.thickness_A / period
+        shift = cell.lattice_A[:2, 0] / period
+        model = CrystalModel(self.waves, columns, replace(self.stacking, period_A=period, shift=shift % 1.0))
+        depth = cell.positions_A[:, 0] % period
+        slot = np.minimum((depth / period * model.bins).astype(np.int64), model.bins - 1)
+        return model, replace(
+            arrangement,
+            period_A=period,
+            column=np.searchsorted(held, arrangement.column),
+            depth_A=depth,
+            slot=slot,
+            occupied=np.eye(model.bins)[slot],
+            shift=shift % 1.0,
+        )
+
+    def cell(self, arrangement: Arrangement, spread_A: Array | None = None, candidates: Any = None) -> UnitCell:
+        """The unit cell of an arrangement."""
+        columns, n = self.columns, len(arrangement.number)
+        period = arrangement.period_A
+        vectors = np.zeros((3, 3))
+        vectors[:2, 1:] = columns.lattice_A
+        vectors[2, 0] = self.thickness_A if period is None else period
+        if arrangement.shift is not None:
+            vectors[:2, 0] = arrangement.shift * vectors[2, 0]
+        place = columns.origin_A + columns.fractional[arrangement.column] @ columns.lattice_A
+        return UnitCell(
+            vectors,
+            period is not None,
+            self.thickness_A,
+            np.concatenate([arrangement.depth_A[:, None], place], axis=1).reshape(n, 3),
+            arrangement.number,
+            np.full((n, 3), np.nan) if spread_A is None else spread_A,
+            tuple(((int(z), 1.0),) for z in arrangement.number) if candidates is None else candidates,
+        )

@@ -1,0 +1,269 @@
+"""How the cells of a projected lattice differ along the beam: not at all, in turns, or by a shift from cell to cell.
+
+A projection repeats wherever the columns do; the crystal may repeat only in a larger cell (a superlattice), or each cell may
+lie deeper than its neighbour by a part of the period along the beam (triclinic and monoclinic cells, most axes of hexagonal
+ones). What the misfit's gradient says of every copy of every column, slice by slice, tells these apart: for each hypothesis
+the gain of its best matter, none of it negative, is a small bounded least-squares problem (Stark & Parker, Comput. Stat. 10
+(1995) 129).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import map_coordinates
+from scipy.optimize import lsq_linear, minimize
+from torch import Tensor
+
+from mepdiff_core.atom_waves import AtomWaves
+from mepdiff_core.columns import Columns, Painter, copies
+
+Array = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+BINS = 10
+"""Of depth in one period, while stackings are compared."""
+FINE = 16
+"""Depths in a slice at which they are sampled."""
+FREE_NATS = 1.0
+"""Curvature that a prior adds to each amount of matter."""
+FAINT = 0.03
+"""Copies less illuminated than this part of the brightest are left out."""
+PARAMETER_NATS = 10.0
+"""What a free parameter must gain."""
+LARGEST_INDEX = 4
+"""Cells of a superlattice are this many times larger at most."""
+SHORTEST_A, LONGEST_A = 2.6, 10.5
+STEP_A, STEP = 0.4, 0.1
+"""Grid of periods, relative where they are long, and of shifts, on which stackings are first tried."""
+REFINED = 16
+"""Different stackings that are refined."""
+
+
+@dataclass(frozen=True)
+class Stacking:
+    """How cells follow one another.
+
+    Attributes:
+        period_A: along the beam.
+        shift: (2,) how much deeper the next cell along t1 and along t2 lies, in periods.
+        gain: nats above cells that are all alike.
+    """
+
+    period_A: float
+    shift: Array
+    gain: float
+
+
+@dataclass(frozen=True)
+class CopyGains:
+    """What the patterns say of every copy of every column.
+
+    Attributes:
+        cells: of each column, (copies, 2) which cell each copy is in.
+        gradient: of each column, (copies, slices) misfit's derivative by oxygen atoms there, nats.
+        curvature: of each column, (slices, slices) of all copies together.
+        weight: of each column, (copies,) each copy's part of it.
+        least: of each column, (slices,) the least matter that may be added: minus what is there.
+        slice_thickness_A: Å.
+    """
+
+    cells: list[Integers]
+    gradient: list[Array]
+    curvature: list[Array]
+    weight: list[Array]
+    least: list[Array]
+    slice_thickness_A: float
+
+
+def copy_gains(
+    waves: AtomWaves,
+    columns: Columns,
+    illumination: Array,
+    origin_A: Array,
+    pixel_A: float,
+    indices: npt.NDArray[np.integer],
+    fewer: npt.NDArray[np.integer],
+) -> CopyGains:
+    """Gradient and curvature by the copies of columns that are even along the beam.
+
+    Args:
+        waves: the model; columns: around which.
+        illumination: (y, x) of the object field; origin_A: of its first pixel; pixel_A: its pixel.
+        indices: patterns for the gradient; fewer: for the curvature, which is scaled up.
+    """
+    painter, slices = Painter(waves, columns), waves.slices
+    phase = (painter.flat() / slices)[None].repeat(slices, 1, 1)
+    gradient = waves.gradient(phase, indices)
+    atom = waves.to_model(waves.draw_flat(np.array([waves.origin_A]), 8)).real
+    spectrum = np.conj(np.fft.fft2(atom.cpu().numpy()))
+    matched = np.fft.ifft2(np.fft.fft2(gradient.cpu().numpy()) * spectrum).real
+    sources = [{s: painter.element(8)[i]} for i in range(len(columns)) for s in range(slices)]
+    fisher = waves.quadratic(phase, sources, fewer)[2] * (len(indices) / len(fewer))
+    result = CopyGains([], [], [], [], [], waves.slice_thickness_A)
+    inverse = np.linalg.inv(columns.lattice_A)
+    for i in range(len(columns)):
+        where = copies(columns, i, waves)
+        weight = map_coordinates(illumination, ((where - origin_A) / pixel_A).T, order=1, mode="constant")
+        where, weight = where[weight > FAINT * illumination.max()], weight[weight > FAINT * illumination.max()]
+        pixels = ((where - waves.origin_A) / waves.model_pixel_A).T
+        result.cells.append(np.rint((where - columns.origin_A) @ inverse - columns.fractional[i]).astype(np.int64))
+        result.gradient.append(np.array([map_coordinates(plane, pixels, order=1) for plane in matched]).T)
+        own = slice(i * slices, (i + 1) * slices)
+        result.curvature.append(fisher[own, own])
+        result.weight.append(weight / weight.sum())
+        result.least.append(np.full(slices, -columns.amounts[i, 0] / slices))
+    return result
+
+
+def superlattices(largest: int = LARGEST_INDEX) -> list[Integers]:
+    """(2, 2) integer matrices, rows the vectors of each sublattice up to an index, in Hermite's normal form."""
+    return [
+        np.array([[a, b], [0, index // a]])
+        for index in range(2, largest + 1)
+        for a in range(1, index + 1)
+        if index % a == 0
+        for b in range(index // a)
+    ]
+
+
+def superlattice_gain(gains: CopyGains, matrix: Integers) -> float:
+    """Nats that copies gain by being alike only in the cells of a sublattice, over what their parameters must gain."""
+    total, count = 0.0, round(abs(float(np.linalg.det(matrix))))
+    for i, cells in enumerate(gains.cells):
+        place = np.round((cells @ np.linalg.inv(matrix)) % 1.0, 6) % 1.0
+        kinds = np.unique(place, axis=0, return_inverse=True)[1].ravel()
+        for kind in range(kinds.max() + 1):
+            mine = kinds == kind
+            weight = float(gains.weight[i][mine].sum())
+            total += _bounded_gain(gains.gradient[i][mine].sum(0), gains.curvature[i] * weight, gains.least[i])
+        total -= _bounded_gain(gains.gradient[i].sum(0), gains.curvature[i], gains.least[i])
+        total -= PARAMETER_NATS * len(gains.least[i]) * (count - 1)
+    return total
+
+
+def find_stackings(gains: CopyGains, thickness_A: float, period_A: float | None, count: int) -> list[Stacking]:
+    """The stackings of highest gain, over what their parameters must gain; the best first.
+
+    Args:
+        thickness_A: of the specimen; period_A: along the beam, where it is known.
+        count: how many at most.
+    """
+    periods = np.arange(SHORTEST_A, min(LONGEST_A, 0.8 * thickness_A), STEP_A) if period_A is None else np.array([period_A])
+    shifts = np.arange(0, 1, STEP)
+    trials = [
+        Stacking(c, np.array(shift), _free_gain(gains, c, np.array(shift)))
+        for c in periods
+        for shift in itertools.product(shifts, shifts)
+    ]
+    distinct: list[Stacking] = []
+    for trial in sorted(trials, key=lambda t: -t.gain):
+        if not any(_near(trial, other) for other in distinct):
+            distinct.append(trial)
+        if len(distinct) == REFINED:
+            break
+    level = sum(_bounded_gain(g.sum(0), f, b) for g, f, b in zip(gains.gradient, gains.curvature, gains.least, strict=True))
+    level += PARAMETER_NATS * (BINS - gains.gradient[0].shape[1]) * len(gains.cells)
+
+    def refined(stacking: Stacking, free: bool, most: int) -> Stacking:
+        def loss(x: Array) -> float:
+            if not SHORTEST_A < x[0] < thickness_A:
+                return 0.0
+            return -(_free_gain if free else _matter_gain)(gains, float(x[0]), x[1:])
+
+        start = np.array([stacking.period_A, *stacking.shift])
+        simplex = start + np.array([[0, 0, 0], [0.03 * start[0], 0, 0], [0, 0.03, 0], [0, 0, 0.03]])
+        found = minimize(loss, start, method="Nelder-Mead", options={"maxfev": most, "initial_simplex": simplex}).x
+        gain = _matter_gain(gains, float(found[0]), found[1:]) - level
+        return Stacking(float(found[0]), found[1:] % 1.0, gain)
+
+    rough = sorted((refined(s, True, 100) for s in distinct), key=lambda s: -s.gain)[: 2 * count]
+    fine = sorted((refined(s, False, 80) for s in rough), key=lambda s: -s.gain)
+    result: list[Stacking] = []
+    for stacking in fine:
+        if not any(_near(stacking, other) for other in result):
+            result.append(stacking)
+    return result[:count]
+
+
+def occupancy(period_A: float, shift: Array, cells: Integers, bins: int, slices: int, slice_thickness_A: float) -> Array:
+    """(copies, bins, slices) of one atom's matter that lies in each slice, were it anywhere in its bin of the period."""
+    step = slice_thickness_A / FINE
+    depth = (np.arange(slices * FINE) + 0.5) * step
+    part = (depth[None] / period_A - (cells @ shift)[:, None]) % 1.0
+    here = np.minimum((part * bins).astype(np.int64), bins - 1)
+    split = (here[:, None] == np.arange(bins)[:, None]).reshape(len(cells), bins, slices, FINE).sum(-1)
+    return np.asarray(split * step / (period_A / bins))
+
+
+def bin_sources(painter: Painter, stacking: Stacking, bins: int, thickness_A: float) -> list[Mapping[int, Tensor]]:
+    """Sources of one period's matter: an oxygen atom in each bin of each column, then the other features, spread evenly."""
+    waves, columns = painter.waves, painter.columns
+    inverse = np.linalg.inv(columns.lattice_A)
+    result: list[Mapping[int, Tensor]] = []
+    for i, where in enumerate(painter.places):
+        cells = np.rint((where - columns.origin_A) @ inverse - columns.fractional[i]).astype(np.int64)
+        table = occupancy(stacking.period_A, stacking.shift, cells, bins, waves.slices, thickness_A / waves.slices)
+        for u in range(bins):
+            there = np.flatnonzero(table[:, u].any(0))
+            spectra = {int(s): waves.spectrum(where, table[:, u, s]) * painter.factors[0] for s in there}
+            result.append({s: waves.image(spectrum) for s, spectrum in spectra.items()})
+    periods = thickness_A / stacking.period_A
+    shared = [shape[i] * (periods / waves.slices) for i in range(len(columns)) for shape in painter.shapes[1:]]
+    return result + [dict.fromkeys(range(waves.slices), image) for image in shared]
+
+
+def _near(a: Stacking, b: Stacking) -> bool:
+    away = np.abs((a.shift - b.shift + 0.5) % 1 - 0.5)
+    return bool(abs(a.period_A / b.period_A - 1) < 0.12 and (away < 0.12).all())
+
+
+def _by_bin(gains: CopyGains, period_A: float, shift: Array) -> list[tuple[Array, Array, float]]:
+    """Gradient and curvature by the matter in each bin, and the least of it, of each column."""
+    result = []
+    for cells, g, f, weight, least in zip(
+        gains.cells, gains.gradient, gains.curvature, gains.weight, gains.least, strict=True
+    ):
+        table = occupancy(period_A, shift, cells, BINS, len(least), gains.slice_thickness_A)
+        gradient = np.einsum("nus,ns->u", table, g)
+        flat = table.reshape(-1, len(least)) @ f
+        weighted = (table * weight[:, None, None]).reshape(len(cells), BINS, len(least))
+        curvature = np.einsum("nus,nvs->uv", flat.reshape(table.shape), weighted, optimize=True)
+        result.append((gradient, curvature, float(least[0]) * period_A / (BINS * gains.slice_thickness_A)))
+    return result
+
+
+def _free_gain(gains: CopyGains, period_A: float, shift: Array) -> float:
+    total = 0.0
+    for gradient, curvature, _ in _by_bin(gains, period_A, shift):
+        total += 0.5 * float(gradient @ np.linalg.solve(curvature + 4 * FREE_NATS * np.eye(BINS), gradient))
+    return total
+
+
+def _matter_gain(gains: CopyGains, period_A: float, shift: Array) -> float:
+    return sum(_bounded_gain(g, f, np.full(BINS, least)) for g, f, least in _by_bin(gains, period_A, shift))
+
+
+def _bounded_gain(gradient: Array, curvature: Array, least: Array) -> float:
+    """The most that ``-gradient x - x curvature x / 2`` can be with x not below ``least``."""
+    root = np.linalg.cholesky(curvature + FREE_NATS * np.eye(len(gradient)))
+    x = lsq_linear(root.T, -np.linalg.solve(root, gradient), (least - 1e-9, np.inf), method="bvls").x
+    return -float(gradient @ x + 0.5 * x @ curvature @ x)
+
+
+def best_superlattice(gains: CopyGains) -> tuple[Integers | None, float]:
+    """The smallest sublattice that gains nearly as much as any, and its gain; None where none gains anything."""
+    found = [(matrix, superlattice_gain(gains, matrix)) for matrix in superlattices()]
+    best = max(gain for _, gain in found)
+    if best <= 0:
+        return None, 0.0
+    return next((matrix, gain) for matrix, gain in found if gain > 0.85 * best)
+
+
+def describe(stackings: Sequence[Stacking]) -> str:
+    """In words."""
+    return "; ".join(f"period {s.period_A:.2f} Å, shifts {s.shift[0]:.2f} and {s.shift[1]:.2f}" for s in stackings)
