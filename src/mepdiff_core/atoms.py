@@ -211,6 +211,9 @@ class _Solver:
                 columns = widen(columns, matrix)
                 note = f"cells differ in turns: {_describe(columns.lattice_A)}"
             yield from self.emit("lattice", note)
+            if matrix is not None and not stackings:
+                for columns in self._settle(columns, even):
+                    yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
         if stackings:
             stacked: CrystalModel | None = None
             for stacked in self._complete_shifted(columns, waves, stackings):
@@ -308,7 +311,7 @@ class _Solver:
             rng = np.random.default_rng([c.seed, 3, turn])
             periods = self._periods(found.pool if turn > 1 else [])
             for group in np.array_split(np.array(periods, float), 3):
-                tried += [search.search(_period(p), rng, HOT_FIRST, SWEEPS_FIRST) for p in group]
+                tried += [search.search(_period(p), rng, HOT_FIRST, SWEEPS_FIRST, rough=True) for p in group]
                 yield from self.emit("depth", f"round {turn + 1}: periods along the beam", temperature=HOT_FIRST)
             best_periods = list(dict.fromkeys(a.period_A for a in sorted(tried, key=lambda a: a.energy)))[:PERIODS_KEPT]
             for period in best_periods:

@@ -296,13 +296,18 @@ class DepthSearch:
         )
         self.table = table[self.numbers]
         self.known = elements is not None
-        self._problems: dict[float | None, tuple[Problem, Slots]] = {}
+        self._problems: dict[tuple[float | None, bool], tuple[Problem, Slots]] = {}
 
-    def problem(self, period_A: float | None) -> tuple[Problem, Slots]:
-        """The misfit by occupied slots; that of the last period asked for is kept."""
-        if period_A not in self._problems:
-            self._problems = {period_A: self._problem(period_A)}
-        return self._problems[period_A]
+    def problem(self, period_A: float | None, rough: bool = False) -> tuple[Problem, Slots]:
+        """The misfit by occupied slots; that of the last period asked for is kept. ``rough``: of every third element."""
+        key = (period_A, rough)
+        if key not in self._problems:
+            problem, slots = self._problem(period_A)
+            if rough and not self.known:
+                cost = np.where(np.arange(len(self.numbers)) % 3 == 1, problem.element_cost, np.inf)
+                problem = replace(problem, element_cost=cost)
+            self._problems = {key: (problem, slots)}
+        return self._problems[key]
 
     def _problem(self, period_A: float | None) -> tuple[Problem, Slots]:
         m, bins = self.matter, self.matter.centre.shape[1] - FEATURES + 1
@@ -329,10 +334,17 @@ class DepthSearch:
         return problem, slots
 
     def search(
-        self, period_A: float | None, rng: np.random.Generator, hot: float, sweeps: int, start: Arrangement | None = None
+        self,
+        period_A: float | None,
+        rng: np.random.Generator,
+        hot: float,
+        sweeps: int,
+        start: Arrangement | None = None,
+        rough: bool = False,
     ) -> Arrangement:
-        """The best arrangement met while cooling from ``hot`` nats to 1, from nothing or from another of the same period."""
-        problem, slots = self.problem(period_A)
+        """The best arrangement met while cooling from ``hot`` nats to 1, from nothing or from another of the same period;
+        ``rough``: of every third element, enough to compare periods."""
+        problem, slots = self.problem(period_A, rough)
         chain = Chain(problem, self._label(start, slots), rng, most=4 if period_A is None else 3)
         return self._arrangement(chain.search(hot, 1.0, sweeps), period_A, problem, slots)
 

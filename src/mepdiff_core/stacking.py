@@ -40,6 +40,8 @@ LARGEST_INDEX = 4
 SHORTEST_A, LONGEST_A = 2.6, 10.5
 STEP_A, STEP = 0.4, 0.1
 """Grid of periods, relative where they are long, and of shifts, on which stackings are first tried."""
+AS_GOOD = 0.9
+"""A shorter period that gains this part of a multiple's gain is preferred."""
 REFINED = 16
 """Different stackings that are refined."""
 
@@ -181,11 +183,13 @@ def find_stackings(gains: CopyGains, thickness_A: float, period_A: float | None,
         gain = _matter_gain(gains, float(found[0]), found[1:]) - level
         return Stacking(float(found[0]), found[1:] % 1.0, gain)
 
-    rough = sorted((refined(s, True, 100) for s in distinct), key=lambda s: -s.gain)[: 2 * count]
-    fine = sorted((refined(s, False, 80) for s in rough), key=lambda s: -s.gain)
+    rough = sorted((refined(s, True, 100) for s in distinct), key=lambda s: -s.gain)[: 3 * count]
+    parts = [Stacking(s.period_A / k, s.shift * k % 1.0, s.gain) for s in rough[:count] for k in (2, 3)]
+    fine = [refined(s, False, 60) for s in rough + [part for part in parts if part.period_A > SHORTEST_A]]
     result: list[Stacking] = []
-    for stacking in fine:
-        if not any(_near(stacking, other) for other in result):
+    for stacking in sorted(fine, key=lambda s: -s.gain):
+        simpler = (other for other in fine if other.gain > AS_GOOD * stacking.gain)
+        if not any(_near(stacking, o) for o in result) and not any(_is_multiple(stacking, o) for o in simpler):
             result.append(stacking)
     return result[:count]
 
@@ -220,6 +224,15 @@ def bin_sources(painter: Painter, stacking: Stacking, bins: int, thickness_A: fl
 def _near(a: Stacking, b: Stacking) -> bool:
     away = np.abs((a.shift - b.shift + 0.5) % 1 - 0.5)
     return bool(abs(a.period_A / b.period_A - 1) < 0.12 and (away < 0.12).all())
+
+
+def _is_multiple(long: Stacking, short: Stacking) -> bool:
+    """Whether the one is the other told with a period twice or three times as long."""
+    ratio = round(long.period_A / short.period_A)
+    if ratio < 2 or abs(long.period_A / short.period_A - ratio) > 0.06 * ratio:
+        return False
+    away = np.abs((long.shift * ratio - short.shift + 0.5) % 1 - 0.5)
+    return bool((away < 0.15).all())
 
 
 def _by_bin(gains: CopyGains, period_A: float, shift: Array) -> list[tuple[Array, Array, float]]:
