@@ -212,7 +212,8 @@ class _Solver:
                 note = f"cells differ in turns: {_describe(columns.lattice_A)}"
             yield from self.emit("lattice", note)
             if matrix is not None and not stackings:
-                for columns in self._settle(columns, even):
+                for settled in self._settle(columns, even):
+                    columns = settled
                     yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
         if stackings:
             stacked: CrystalModel | None = None

@@ -38,11 +38,11 @@ PARAMETER_NATS = 10.0
 LARGEST_INDEX = 4
 """Cells of a superlattice are this many times larger at most."""
 SHORTEST_A, LONGEST_A = 2.6, 10.5
-STEP_A, STEP = 0.4, 0.1
+STEP_A, STEP = 0.3, 0.0625
 """Grid of periods, relative where they are long, and of shifts, on which stackings are first tried."""
 AS_GOOD = 0.9
 """A shorter period that gains this part of a multiple's gain is preferred."""
-REFINED = 16
+REFINED = 32
 """Different stackings that are refined."""
 
 
@@ -66,19 +66,19 @@ class CopyGains:
     """What the patterns say of every copy of every column.
 
     Attributes:
-        cells: of each column, (copies, 2) which cell each copy is in.
-        gradient: of each column, (copies, slices) misfit's derivative by oxygen atoms there, nats.
-        curvature: of each column, (slices, slices) of all copies together.
-        weight: of each column, (copies,) each copy's part of it.
-        least: of each column, (slices,) the least matter that may be added: minus what is there.
+        cells: (cells, 2) which cells of the lattice are seen.
+        gradient: (columns, cells, slices) misfit's derivative by oxygen atoms in each copy, nats.
+        curvature: (columns, slices, slices) of all copies together.
+        weight: (columns, cells) each copy's part of it.
+        least: (columns, slices) the least matter that may be added: minus what is there.
         slice_thickness_A: Å.
     """
 
-    cells: list[Integers]
-    gradient: list[Array]
-    curvature: list[Array]
-    weight: list[Array]
-    least: list[Array]
+    cells: Integers
+    gradient: Array
+    curvature: Array
+    weight: Array
+    least: Array
     slice_thickness_A: float
 
 
@@ -106,19 +106,32 @@ def copy_gains(
     matched = np.fft.ifft2(np.fft.fft2(gradient.cpu().numpy()) * spectrum).real
     sources = [{s: painter.element(8)[i]} for i in range(len(columns)) for s in range(slices)]
     fisher = waves.quadratic(phase, sources, fewer)[2] * (len(indices) / len(fewer))
-    result = CopyGains([], [], [], [], [], waves.slice_thickness_A)
     inverse = np.linalg.inv(columns.lattice_A)
+    found: dict[tuple[int, int], list[tuple[int, float, Array]]] = {}
     for i in range(len(columns)):
         where = copies(columns, i, waves)
         weight = map_coordinates(illumination, ((where - origin_A) / pixel_A).T, order=1, mode="constant")
         where, weight = where[weight > FAINT * illumination.max()], weight[weight > FAINT * illumination.max()]
         pixels = ((where - waves.origin_A) / waves.model_pixel_A).T
-        result.cells.append(np.rint((where - columns.origin_A) @ inverse - columns.fractional[i]).astype(np.int64))
-        result.gradient.append(np.array([map_coordinates(plane, pixels, order=1) for plane in matched]).T)
-        own = slice(i * slices, (i + 1) * slices)
-        result.curvature.append(fisher[own, own])
-        result.weight.append(weight / weight.sum())
-        result.least.append(np.full(slices, -columns.amounts[i, 0] / slices))
+        gradients = np.array([map_coordinates(plane, pixels, order=1) for plane in matched]).T
+        for cell, part, g in zip(
+            np.rint((where - columns.origin_A) @ inverse - columns.fractional[i]),
+            weight / weight.sum(),
+            gradients,
+            strict=True,
+        ):
+            found.setdefault((int(cell[0]), int(cell[1])), []).append((i, part, g))
+    result = CopyGains(
+        np.array(list(found), np.int64),
+        np.zeros((len(columns), len(found), slices)),
+        np.array([fisher[i * slices : (i + 1) * slices, i * slices : (i + 1) * slices] for i in range(len(columns))]),
+        np.zeros((len(columns), len(found))),
+        np.repeat(-columns.amounts[:, :1] / slices, slices, axis=1),
+        waves.slice_thickness_A,
+    )
+    for k, entries in enumerate(found.values()):
+        for i, part, g in entries:
+            result.weight[i, k], result.gradient[i, k] = part, g
     return result
 
 
@@ -135,17 +148,23 @@ def superlattices(largest: int = LARGEST_INDEX) -> list[Integers]:
 
 def superlattice_gain(gains: CopyGains, matrix: Integers) -> float:
     """Nats that copies gain by being alike only in the cells of a sublattice, over what their parameters must gain."""
-    total, count = 0.0, round(abs(float(np.linalg.det(matrix))))
-    for i, cells in enumerate(gains.cells):
-        place = np.round((cells @ np.linalg.inv(matrix)) % 1.0, 6) % 1.0
-        kinds = np.unique(place, axis=0, return_inverse=True)[1].ravel()
-        for kind in range(kinds.max() + 1):
-            mine = kinds == kind
-            weight = float(gains.weight[i][mine].sum())
-            total += _bounded_gain(gains.gradient[i][mine].sum(0), gains.curvature[i] * weight, gains.least[i])
-        total -= _bounded_gain(gains.gradient[i].sum(0), gains.curvature[i], gains.least[i])
-        total -= PARAMETER_NATS * len(gains.least[i]) * (count - 1)
-    return total
+    count = round(abs(float(np.linalg.det(matrix))))
+    place = np.round((gains.cells @ np.linalg.inv(matrix)) % 1.0, 6) % 1.0
+    kinds = np.unique(place, axis=0, return_inverse=True)[1].ravel()
+    total = -_level(gains)
+    for kind in range(kinds.max() + 1):
+        mine = kinds == kind
+        weight = gains.weight[:, mine].sum(1)
+        for g, f, part, least in zip(gains.gradient[:, mine].sum(1), gains.curvature, weight, gains.least, strict=True):
+            total += _bounded_gain(g, f * part, least)
+    return total - PARAMETER_NATS * gains.least.size * (count - 1)
+
+
+def _level(gains: CopyGains) -> float:
+    """What the best matter gains that is the same in all copies."""
+    return sum(
+        _bounded_gain(g, f, least) for g, f, least in zip(gains.gradient.sum(1), gains.curvature, gains.least, strict=True)
+    )
 
 
 def find_stackings(gains: CopyGains, thickness_A: float, period_A: float | None, count: int) -> list[Stacking]:
@@ -168,8 +187,7 @@ def find_stackings(gains: CopyGains, thickness_A: float, period_A: float | None,
             distinct.append(trial)
         if len(distinct) == REFINED:
             break
-    level = sum(_bounded_gain(g.sum(0), f, b) for g, f, b in zip(gains.gradient, gains.curvature, gains.least, strict=True))
-    level += PARAMETER_NATS * (BINS - gains.gradient[0].shape[1]) * len(gains.cells)
+    level = _level(gains) + PARAMETER_NATS * (BINS * len(gains.least) - gains.least.size)
 
     def refined(stacking: Stacking, free: bool, most: int) -> Stacking:
         def loss(x: Array) -> float:
@@ -195,12 +213,15 @@ def find_stackings(gains: CopyGains, thickness_A: float, period_A: float | None,
 
 
 def occupancy(period_A: float, shift: Array, cells: Integers, bins: int, slices: int, slice_thickness_A: float) -> Array:
-    """(copies, bins, slices) of one atom's matter that lies in each slice, were it anywhere in its bin of the period."""
+    """(copies, bins, slices) of one atom's matter that lies in each slice, were it somewhere about its bin of the period.
+
+    Bins fade into their neighbours: an atom between two of them is half in each.
+    """
     step = slice_thickness_A / FINE
     depth = (np.arange(slices * FINE) + 0.5) * step
-    part = (depth[None] / period_A - (cells @ shift)[:, None]) % 1.0
-    here = np.minimum((part * bins).astype(np.int64), bins - 1)
-    split = (here[:, None] == np.arange(bins)[:, None]).reshape(len(cells), bins, slices, FINE).sum(-1)
+    part = (depth[None] / period_A - (cells @ shift)[:, None]) * bins - 0.5
+    away = np.abs((part[:, None] - np.arange(bins)[:, None] + bins / 2) % bins - bins / 2)
+    split = np.maximum(1 - away, 0.0).reshape(len(cells), bins, slices, FINE).sum(-1)
     return np.asarray(split * step / (period_A / bins))
 
 
@@ -235,30 +256,26 @@ def _is_multiple(long: Stacking, short: Stacking) -> bool:
     return bool((away < 0.15).all())
 
 
-def _by_bin(gains: CopyGains, period_A: float, shift: Array) -> list[tuple[Array, Array, float]]:
-    """Gradient and curvature by the matter in each bin, and the least of it, of each column."""
-    result = []
-    for cells, g, f, weight, least in zip(
-        gains.cells, gains.gradient, gains.curvature, gains.weight, gains.least, strict=True
-    ):
-        table = occupancy(period_A, shift, cells, BINS, len(least), gains.slice_thickness_A)
-        gradient = np.einsum("nus,ns->u", table, g)
-        flat = table.reshape(-1, len(least)) @ f
-        weighted = (table * weight[:, None, None]).reshape(len(cells), BINS, len(least))
-        curvature = np.einsum("nus,nvs->uv", flat.reshape(table.shape), weighted, optimize=True)
-        result.append((gradient, curvature, float(least[0]) * period_A / (BINS * gains.slice_thickness_A)))
-    return result
+def _by_bin(gains: CopyGains, period_A: float, shift: Array) -> tuple[Array, Array, Array]:
+    """(columns, bins) gradient, (columns, bins, bins) curvature by the matter in each bin, (columns,) the least of it."""
+    slices = gains.least.shape[1]
+    table = occupancy(period_A, shift, gains.cells, BINS, slices, gains.slice_thickness_A)
+    gradient = np.einsum("mus,nms->nu", table, gains.gradient, optimize=True)
+    spread = table.reshape(-1, slices) @ gains.curvature  # (columns, cells * bins, slices)
+    weighted = spread.reshape(len(gains.weight), *table.shape) * gains.weight[:, :, None, None]
+    curvature = np.einsum("nmus,mvs->nuv", weighted, table, optimize=True)
+    return gradient, curvature, gains.least[:, 0] * (period_A / (BINS * gains.slice_thickness_A))
 
 
 def _free_gain(gains: CopyGains, period_A: float, shift: Array) -> float:
-    total = 0.0
-    for gradient, curvature, _ in _by_bin(gains, period_A, shift):
-        total += 0.5 * float(gradient @ np.linalg.solve(curvature + 4 * FREE_NATS * np.eye(BINS), gradient))
-    return total
+    gradient, curvature, _ = _by_bin(gains, period_A, shift)
+    step = np.linalg.solve(curvature + 4 * FREE_NATS * np.eye(BINS), gradient[..., None])[..., 0]
+    return 0.5 * float((gradient * step).sum())
 
 
 def _matter_gain(gains: CopyGains, period_A: float, shift: Array) -> float:
-    return sum(_bounded_gain(g, f, np.full(BINS, least)) for g, f, least in _by_bin(gains, period_A, shift))
+    parts = zip(*_by_bin(gains, period_A, shift), strict=True)
+    return sum(_bounded_gain(g, f, np.full(BINS, least)) for g, f, least in parts)
 
 
 def _bounded_gain(gradient: Array, curvature: Array, least: Array) -> float:
