@@ -43,6 +43,7 @@ PATTERNS_AT_ONCE, SOURCES_AT_ONCE, PAIRS_AT_ONCE = 2, 4, 8
 FEW_ELECTRONS = 0.1
 """Added to a pixel's counts and expectation where its curvature is weighed by both."""
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 Sources = Sequence[Mapping[int, Tensor]]
 """For each parameter: slice -> derivative of that slice's phase by it, on the drawing's grid."""
 
@@ -399,7 +400,7 @@ def _probe(scan: Scan, grid: int, pixel_A: float) -> npt.NDArray[np.complexfloat
     return np.asarray(probe / np.sqrt(np.sum(np.abs(probe) ** 2)))
 
 
-def pairs_of(group: Sequence[int]) -> list[tuple[int, int]]:
+def pairs_of(group: Sequence[Item]) -> list[tuple[Item, Item]]:
     """Each with itself and with those behind it."""
     return list(combinations_with_replacement(group, 2))
 
