@@ -32,7 +32,16 @@ from mepdiff_core.projection import illumination, project
 from mepdiff_core.renderer import Renderer
 from mepdiff_core.scan import Scan, specimen_slices
 from mepdiff_core.settings import CrystalConfig, parse_composition
-from mepdiff_core.stacking import Stacking, best_superlattice, copy_gains, describe, find_stackings
+from mepdiff_core.stacking import (
+    PARAMETER_NATS,
+    CopyGains,
+    Stacking,
+    added_matter,
+    best_superlattice,
+    copy_gains,
+    describe,
+    find_stackings,
+)
 from mepdiff_core.states import Checkpoint, CrystalState
 from mepdiff_core.structure_files import read_crystal
 from mepdiff_core.unit_cell import UnitCell, from_crystal
@@ -43,9 +52,11 @@ PASSES = 3
 EVEN_SLICES = 4
 EVEN_PATTERNS, COSET_PATTERNS, FINAL_PATTERNS = 8, 12, 24
 COLUMN_ROUNDS = 3
-COPIES_PATTERNS, STACKINGS, DENSITY_PATTERNS = 96, 3, 12
+COPIES_PATTERNS, STACKINGS, DENSITY_PATTERNS = 96, 8, 12
+PARTS_TAKEN = (0.5, 1.0)
+"""Of the matter that a stacking's linear gain comes from."""
 PATTERNS_A_STATE = 8
-NEARLY = 0.85
+NEARLY = 0.6
 """Stackings that gain less than this part of the best are not tried."""
 POLISHING_PATTERNS, POLISHING_STEPS = 16, 3
 SWEEPS_FIRST, SWEEPS, CHAINS = 8, 20, 3
@@ -210,14 +221,14 @@ class _Solver:
             elif matrix is not None:
                 columns = widen(columns, matrix)
                 note = f"cells differ in turns: {_describe(columns.lattice_A)}"
-            yield from self.emit("lattice", note)
+            yield from self.emit("columns", note)
             if matrix is not None and not stackings:
                 for settled in self._settle(columns, even):
                     columns = settled
                     yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
         if stackings:
             stacked: CrystalModel | None = None
-            for stacked in self._complete_shifted(columns, waves, stackings):
+            for stacked in self._complete_shifted(columns, waves, gains, stackings):
                 note = f"{len(stacked.columns)} columns, misfit {self.loss:.0f} nats a pattern"
                 yield from self.emit("columns", note)
             assert stacked is not None
@@ -262,17 +273,24 @@ class _Solver:
             columns, self.loss = result.columns, result.misfit / EVEN_PATTERNS
             yield columns
 
-    def _complete_shifted(self, columns: Columns, waves: AtomWaves, stackings: Sequence[Stacking]) -> Iterator[CrystalModel]:
-        """The stacking whose matter explains most; columns refined, and the missing ones added."""
-        trials = []
-        indices, judged = self.batch(DENSITY_PATTERNS), self.batch(EVEN_PATTERNS)
+    def _complete_shifted(
+        self, columns: Columns, waves: AtomWaves, gains: CopyGains, stackings: Sequence[Stacking]
+    ) -> Iterator[CrystalModel]:
+        """The stacking whose matter explains most, by the model itself; columns refined, and the missing ones added."""
+        trials: list[tuple[float, CrystalModel, Array]] = []
+        judged = self.batch(FINAL_PATTERNS)
         for stacking in stackings:
             model = CrystalModel(waves, columns, stacking)
-            phase = model.phase_of_matter(model.step(model.expand(model.even, model.even_matter, indices)))
-            trials.append((float(model.misfit(phase, judged).mean()), model, phase))
-            self.loss = trials[-1][0]
+            for part in PARTS_TAKEN:
+                matter = model.even_matter.copy()
+                matter[:, : model.bins] += part * added_matter(gains, stacking, model.bins)
+                misfit = model.misfit(model.phase_of_matter(matter), judged)
+                self.loss = float(misfit.mean())
+                trials.append((float(misfit.sum()) + PARAMETER_NATS * matter[:, : model.bins].size, model, matter))
             yield model
-        self.loss, model, phase = min(trials, key=lambda trial: trial[0])
+        _, model, matter = min(trials, key=lambda trial: trial[0])
+        expansion = model.expand(model.phase_of_matter(matter), matter, self.batch(DENSITY_PATTERNS))
+        phase = model.phase_of_matter(model.step(expansion))
         result = refine(waves, columns, self.batch(EVEN_PATTERNS), phase=phase)
         more = add_missing(waves, result.columns, self.batch(COPIES_PATTERNS // 4), phase)
         yield CrystalModel(waves, more, model.stacking)
