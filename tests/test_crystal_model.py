@@ -1,0 +1,139 @@
+"""Columns, arrangements and matter drawn in more than one way, which must agree."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from mepdiff_core.atom_waves import AtomWaves
+from mepdiff_core.columns import Columns
+from mepdiff_core.crystal_model import CrystalModel
+from mepdiff_core.crystals import Crystal
+from mepdiff_core.depth import Arrangement, Matter, make_slots, too_near
+from mepdiff_core.element_features import FEATURES, element_table
+from mepdiff_core.optics import Optics
+from mepdiff_core.polish import draw_cell
+from mepdiff_core.simulate import SimulationConfig, simulate_scan
+from mepdiff_core.stacking import Stacking
+
+LATTICE = np.array([[3.9, 0.0], [0.3, 4.1]])
+PERIOD, THICKNESS = 4.3, 6.4
+COLUMN, NUMBER, DEPTH = np.array([0, 0, 1]), np.array([38, 8, 22]), np.array([0.7, 2.6, 1.9])
+
+
+@pytest.fixture(scope="module")
+def waves(perovskite: Crystal) -> AtomWaves:
+    config = SimulationConfig(
+        optics=Optics(overfocus_A=60.0),
+        scan_shape=(3, 3),
+        detector_pixels=64,
+        thickness_A=THICKNESS,
+        origin_A=(0.3, 0.2, 0.4),
+    )
+    return AtomWaves(simulate_scan(perovskite, config), 4, 1.6)
+
+
+def columns_of(periods: float) -> Columns:
+    """Columns whose amounts are those of the atoms, so many times."""
+    amounts = np.zeros((2, FEATURES))
+    np.add.at(amounts, COLUMN, element_table().features[NUMBER] * periods)
+    return Columns(LATTICE, np.array([1.0, 1.2]), np.array([[0.1, 0.2], [0.6, 0.7]]), amounts)
+
+
+@pytest.fixture(scope="module")
+def flat(waves: AtomWaves) -> tuple[CrystalModel, Arrangement]:
+    slots = make_slots(PERIOD, 4, 1.6)
+    slot = np.array([int(np.abs(slots.depth_A - z).argmin()) for z in DEPTH])
+    arrangement = Arrangement(PERIOD, COLUMN, NUMBER, slots.depth_A[slot], slot, slots.slices[slot], 0.0, 0.0)
+    return CrystalModel(waves, columns_of(THICKNESS / PERIOD)), arrangement
+
+
+@pytest.fixture(scope="module")
+def shifted(waves: AtomWaves) -> tuple[CrystalModel, Arrangement]:
+    shift = np.array([0.37, 0.0])
+    model = CrystalModel(waves, columns_of(THICKNESS / PERIOD), Stacking(PERIOD, shift, 0.0))
+    slot = (DEPTH / PERIOD * model.bins).astype(int)
+    arrangement = Arrangement(PERIOD, COLUMN, NUMBER, DEPTH, slot, np.eye(model.bins)[slot], 0.0, 0.0, shift)
+    return model, arrangement
+
+
+def distance(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    return float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(np.asarray(b)))
+
+
+def test_atoms_in_slots_are_the_cells_atoms(flat: tuple[CrystalModel, Arrangement]) -> None:
+    model, arrangement = flat
+    assert distance(model.phase(arrangement), draw_cell(model.waves, model.cell(arrangement))) < 1e-3
+
+
+def test_matter_of_atoms_draws_the_atoms(flat: tuple[CrystalModel, Arrangement]) -> None:
+    """To what the features leave, and the even spread of all but the first; slices in a wrong order would be off by 1."""
+    model, arrangement = flat
+    drawn = model.phase_of_matter(model.matter(arrangement))
+    true = model.phase(arrangement)
+    assert distance(drawn.sum(0), true.sum(0)) < 0.03
+    assert distance(drawn, true) < 0.25
+    assert distance(drawn.flip(0), true) > 0.5
+
+
+def test_even_matter_draws_even_columns(
+    flat: tuple[CrystalModel, Arrangement], shifted: tuple[CrystalModel, Arrangement]
+) -> None:
+    for model, _ in (flat, shifted):
+        assert distance(model.phase_of_matter(model.even_matter), model.even) < 1e-4
+
+
+def test_shifted_matter_follows_its_cells(shifted: tuple[CrystalModel, Arrangement]) -> None:
+    """An atom smeared over its bin and beyond still lies about where it is: nearer than without the shift."""
+    model, arrangement = shifted
+    true = model.phase(arrangement)
+    level = CrystalModel(model.waves, model.columns, Stacking(PERIOD, np.zeros(2), 0.0))
+    here = distance(model.phase_of_matter(model.matter(arrangement)), true)
+    assert here < 0.5
+    assert distance(level.phase_of_matter(model.matter(arrangement)), true) > 1.5 * here
+
+
+def test_a_step_finds_the_least_misfit_without_negative_matter(shifted: tuple[CrystalModel, Arrangement]) -> None:
+    """Of a quadratic form with its minimum at known matter, the prior being weak beside it."""
+    model, _ = shifted
+    goal = model.even_matter.copy()
+    goal[:, : model.bins] = 0.0
+    goal[0, 1], goal[1, 3] = 3.0, 2.0
+    x = Matter(0.0, np.zeros(goal.size), np.eye(goal.size), model.even_matter, ()).parameters(goal)
+    curvature = 1e6 * np.eye(goal.size)
+    expansion = Matter(0.0, -curvature @ x, curvature, model.even_matter, ())
+    np.testing.assert_allclose(model.step(expansion), goal, atol=1e-3)
+    goal[1, 3] = -2.0
+    x = expansion.parameters(goal)
+    assert model.step(replace(expansion, gradient=-curvature @ x))[:, : model.bins].min() >= -1e-6
+
+
+def test_a_polished_cell_becomes_columns_again(shifted: tuple[CrystalModel, Arrangement]) -> None:
+    model, arrangement = shifted
+    cell = model.cell(arrangement)
+    moved = cell.positions_A + np.array([[0.2, 0.02, 0.0], [0.2, 0.02, 0.0], [-0.1, 0.0, -0.03]])
+    lattice = cell.lattice_A + np.array([[0.1, 0.0, 0.01], [0.0, 0.01, 0.0], [0.05, 0.0, 0.0]])
+    polished = replace(cell, positions_A=moved, lattice_A=lattice)
+    after, found = model.settled(arrangement, polished)
+    again = after.cell(found)
+    away = (again.positions_A - moved) @ np.linalg.inv(again.lattice_A)
+    np.testing.assert_allclose(away - np.rint(away), 0.0, atol=1e-9)
+    np.testing.assert_allclose(again.lattice_A, lattice, atol=1e-9)
+    assert distance(after.phase(found), draw_cell(model.waves, polished)) < 1e-4
+
+
+def test_atoms_are_too_near_by_their_distance_in_space() -> None:
+    """A shift brings a neighbour's atom beside one that would be half a period away without it."""
+    columns = Columns(np.array([[9.0, 0.0], [0.0, 9.0]]), np.zeros(2), np.array([[0.0, 0.0], [0.9, 0.0]]), np.ones((2, 1)))
+    slots = replace(make_slots(None, 8, 0.5), width_A=np.zeros(8))  # eight slots of a period of 4 Å
+    level, shifted = (too_near(columns, slots, 4.0, np.array([s, 0.0])) for s in (0.0, 0.5))
+    assert level[0, 0, 1, 0]  # 0.9 Å apart
+    assert not level[0, 0, 1, 4]  # and 2 Å deeper
+    assert not shifted[0, 0, 1, 0]  # the nearest copy is that of the cell before, 2 Å higher
+    assert shifted[0, 0, 1, 4]
+    assert shifted[1, 4, 0, 0]
+    for near in (level, shifted):
+        assert not near[0, 2, 0, 2]
