@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.columns import Columns
@@ -84,6 +85,17 @@ def test_even_matter_draws_even_columns(
 ) -> None:
     for model, _ in (flat, shifted):
         assert distance(model.phase_of_matter(model.even_matter), model.even) < 1e-4
+
+
+def test_matter_is_drawn_as_its_sources_add_up(shifted: tuple[CrystalModel, Arrangement]) -> None:
+    model, _ = shifted
+    matter = np.random.default_rng(0).uniform(0, 2, model.even_matter.shape)
+    total = torch.zeros_like(model.even)
+    values = np.concatenate([matter[:, : model.bins].ravel(), matter[:, model.bins :].ravel()])
+    for value, source in zip(values, model.sources, strict=True):
+        for s, image in source.items():
+            total[s] += float(value) * image
+    assert distance(model.phase_of_matter(matter), total) < 1e-5
 
 
 def test_shifted_matter_follows_its_cells(shifted: tuple[CrystalModel, Arrangement]) -> None:

@@ -26,7 +26,7 @@ from mepdiff_core.depth import (
 from mepdiff_core.element_features import FEATURES, element_table
 from mepdiff_core.metrics import expected_deviance
 from mepdiff_core.polish import draw_cell
-from mepdiff_core.stacking import Stacking, bin_sources
+from mepdiff_core.stacking import Stacking, bin_sources, draw_matter
 from mepdiff_core.unit_cell import UnitCell
 
 Array = npt.NDArray[np.float64]
@@ -95,6 +95,8 @@ class CrystalModel:
 
     def phase_of_matter(self, matter: Array) -> Tensor:
         """(slices, drawn, drawn) of (columns, bins + other features) matter, rad."""
+        if self.stacking is not None:
+            return draw_matter(self.painter, self.stacking, matter, self.bins, self.thickness_A)
         phase = torch.zeros_like(self.even)
         values = np.concatenate([matter[:, : self.bins].ravel(), matter[:, self.bins :].ravel()])
         for value, source in zip(values, self.sources, strict=True):

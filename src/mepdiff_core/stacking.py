@@ -10,17 +10,18 @@ the gain of its best matter, none of it negative, is a small bounded least-squar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.ndimage import map_coordinates
 from scipy.optimize import lsq_linear, minimize
 from torch import Tensor
 
 from mepdiff_core.atom_waves import AtomWaves
-from mepdiff_core.columns import Columns, Painter, copies
+from mepdiff_core.columns import Columns, Painter, copies, sum_of
 
 Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -227,19 +228,43 @@ def occupancy(period_A: float, shift: Array, cells: Integers, bins: int, slices:
 
 def bin_sources(painter: Painter, stacking: Stacking, bins: int, thickness_A: float) -> list[Mapping[int, Tensor]]:
     """Sources of one period's matter: an oxygen atom in each bin of each column, then the other features, spread evenly."""
-    waves, columns = painter.waves, painter.columns
-    inverse = np.linalg.inv(columns.lattice_A)
+    waves = painter.waves
     result: list[Mapping[int, Tensor]] = []
-    for i, where in enumerate(painter.places):
-        cells = np.rint((where - columns.origin_A) @ inverse - columns.fractional[i]).astype(np.int64)
-        table = occupancy(stacking.period_A, stacking.shift, cells, bins, waves.slices, thickness_A / waves.slices)
+    for where, table in zip(painter.places, _tables(painter, stacking, bins, thickness_A), strict=True):
         for u in range(bins):
             there = np.flatnonzero(table[:, u].any(0))
             spectra = {int(s): waves.spectrum(where, table[:, u, s]) * painter.factors[0] for s in there}
             result.append({s: waves.image(spectrum) for s, spectrum in spectra.items()})
-    periods = thickness_A / stacking.period_A
-    shared = [shape[i] * (periods / waves.slices) for i in range(len(columns)) for shape in painter.shapes[1:]]
+    share = thickness_A / stacking.period_A / waves.slices
+    shared = [shape[i] * share for i in range(len(painter.places)) for shape in painter.shapes[1:]]
     return result + [dict.fromkeys(range(waves.slices), image) for image in shared]
+
+
+def draw_matter(painter: Painter, stacking: Stacking, matter: Array, bins: int, thickness_A: float) -> Tensor:
+    """(slices, drawn, drawn) phase, rad, of (columns, bins + other features) matter: what ``bin_sources`` add up to."""
+    waves = painter.waves
+    tables = _tables(painter, stacking, bins, thickness_A)
+    weights = [np.einsum("nus,u->ns", table, row[:bins]) for table, row in zip(tables, matter, strict=True)]
+    share = thickness_A / stacking.period_A / waves.slices
+    others = sum_of(
+        painter.spectra[i] * painter.factors[f] * float(share * row[bins + f - 1])
+        for i, row in enumerate(matter)
+        for f in range(1, len(painter.factors))
+    )
+    first = [
+        sum_of(waves.spectrum(where, weight[:, s]) for where, weight in zip(painter.places, weights, strict=True))
+        for s in range(waves.slices)
+    ]
+    return torch.stack([waves.image(spectrum * painter.factors[0] + others) for spectrum in first])
+
+
+def _tables(painter: Painter, stacking: Stacking, bins: int, thickness_A: float) -> Iterator[Array]:
+    """Of each column, the (copies, bins, slices) ``occupancy`` of its copies."""
+    columns, slices = painter.columns, painter.waves.slices
+    inverse = np.linalg.inv(columns.lattice_A)
+    for i, where in enumerate(painter.places):
+        cells = np.rint((where - columns.origin_A) @ inverse - columns.fractional[i]).astype(np.int64)
+        yield occupancy(stacking.period_A, stacking.shift, cells, bins, slices, thickness_A / slices)
 
 
 def _near(a: Stacking, b: Stacking) -> bool:
