@@ -350,7 +350,7 @@ class _Solver:
         best = self._settle_elements(search, model, found.pool[0])
         yield from self.emit("depth", f"elements compared on {SETTLING_PATTERNS} patterns", cell=model.cell(best))
         repeat = shortest_repeat(best, self.slices, c.slice_thickness_A)
-        yield from self._finish(search, model, repeat, found)
+        yield from self._finish(model, repeat, found)
 
     def _shifted_atoms(self, model: CrystalModel) -> Iterator[CrystalState]:
         """The same where cells shift along the beam: from matter to atoms, whose places are refined in every round."""
@@ -385,7 +385,7 @@ class _Solver:
         assert best is not None
         best = self._settle_elements(search, model, best)
         yield from self.emit("depth", f"elements compared on {SETTLING_PATTERNS} patterns", cell=model.cell(best))
-        yield from self._finish(search, model, Repeat(best, None), found)
+        yield from self._finish(model, Repeat(best, None), found)
 
     def _judged(
         self, model: CrystalModel, known: Sequence[Arrangement], tried: Sequence[Arrangement], indices: Indices
@@ -398,11 +398,16 @@ class _Solver:
         self.loss = float(misfits[ranking[0]].mean())
         return _Found([judged[i] for i in ranking], [float(energies[i]) for i in ranking])
 
-    def _finish(self, search: DepthSearch, model: CrystalModel, repeat: Repeat, found: _Found) -> Iterator[CrystalState]:
+    def _finish(self, model: CrystalModel, repeat: Repeat, found: _Found) -> Iterator[CrystalState]:
         """The last state: the answer, its spread, and the limits."""
         best = repeat.arrangement
         placed = polish(model.waves, model.cell(best), self.batch(POLISHING_PATTERNS), POLISHING_STEPS).cell
-        cell, samples = self._posterior(search, model, best, placed)
+        indices = self.batch(DENSITY_PATTERNS)
+        matter = yield from self._expand(
+            model, model.phase(best), model.matter(best), indices, "what the patterns leave open"
+        )
+        here = DepthSearch(matter, model.columns, self.config.slice_thickness_A, self.known.elements, model.stacking)
+        cell, samples = self._posterior(here, model, best, placed)
         self.volume = self._draw_volume(cell)
         rest = zip(found.pool[1:], found.exact[1:], strict=True)
         second = next((a for a, e in rest if e - found.exact[0] < EQUAL_NATS and not a.same_as(best)), None)
@@ -507,7 +512,7 @@ class _Solver:
     def _posterior(
         self, search: DepthSearch, model: CrystalModel, best: Arrangement, placed: UnitCell
     ) -> tuple[UnitCell, npt.NDArray[np.float32] | None]:
-        """Draws from the last quadratic posterior around the answer: spread, candidates and sample volumes."""
+        """Draws from the quadratic posterior around the answer: spread, candidates and sample volumes."""
         rng = np.random.default_rng([self.config.seed, 4])
         chain, slots = search.chain(best, rng)
         candidates = []
