@@ -207,33 +207,16 @@ class _Solver:
             columns = result
             self._show_even(even, columns)
             yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
-        stackings: list[Stacking] = []
         if self.change > SHIFTING:
-            indices, fewer = self.batch(COPIES_PATTERNS), self.batch(EVEN_PATTERNS)
-            where = np.asarray(self.field.origin_A)
-            gains = copy_gains(waves, columns, illumination(scan), where, scan.pixel_size_A, indices, fewer)
-            matrix, gain = best_superlattice(gains) if self.known.lattice_A is None else (None, 0.0)
-            stackings = find_stackings(gains, self.thickness_A, self.known.period_A, STACKINGS)
-            stackings = [s for s in stackings if s.gain > max(gain, NEARLY * stackings[0].gain)]
-            note = "cells differ, by no rule that was found"
-            if stackings:
-                note = f"cells shift along the beam: {describe(stackings[:1])}"
-            elif matrix is not None:
-                columns = widen(columns, matrix)
-                note = f"cells differ in turns: {_describe(columns.lattice_A)}"
+            note, matrix, gains, stackings = self._how_cells_differ(columns, waves)
             yield from self.emit("columns", note)
-            if matrix is not None and not stackings:
-                for settled in self._settle(columns, even):
-                    columns = settled
+            if stackings:
+                yield from self._shifted(columns, waves, gains, stackings)
+                return
+            if matrix is not None:
+                for result in self._settle(widen(columns, matrix), even):
+                    columns = result
                     yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
-        if stackings:
-            stacked: CrystalModel | None = None
-            for stacked in self._complete_shifted(columns, waves, gains, stackings):
-                note = f"{len(stacked.columns)} columns, misfit {self.loss:.0f} nats a pattern"
-                yield from self.emit("columns", note)
-            assert stacked is not None
-            yield from self._shifted_atoms(stacked)
-            return
         for result in self._complete(columns, even):
             columns = result
             self._show_even(even, columns)
@@ -272,6 +255,32 @@ class _Solver:
             result = refine(even, columns, self.batch(EVEN_PATTERNS), with_lattice=turn > 0)
             columns, self.loss = result.columns, result.misfit / EVEN_PATTERNS
             yield columns
+
+    def _how_cells_differ(
+        self, columns: Columns, waves: AtomWaves
+    ) -> tuple[str, npt.NDArray[np.int64] | None, CopyGains, list[Stacking]]:
+        """What it is in words, the superlattice if it is one, what the copies gain, and the stackings that explain more."""
+        indices, fewer = self.batch(COPIES_PATTERNS), self.batch(EVEN_PATTERNS)
+        where, pixel = np.asarray(self.field.origin_A), self.scan.pixel_size_A
+        gains = copy_gains(waves, columns, illumination(self.scan), where, pixel, indices, fewer)
+        matrix, gain = best_superlattice(gains) if self.known.lattice_A is None else (None, 0.0)
+        stackings = find_stackings(gains, self.thickness_A, self.known.period_A, STACKINGS)
+        stackings = [s for s in stackings if s.gain > max(gain, NEARLY * stackings[0].gain)]
+        if stackings:
+            return f"cells shift along the beam: {describe(stackings[:1])}", None, gains, stackings
+        if matrix is not None:
+            return f"cells differ in turns: {_describe(matrix @ columns.lattice_A)}", matrix, gains, []
+        return "cells differ, by no rule that was found", None, gains, []
+
+    def _shifted(
+        self, columns: Columns, waves: AtomWaves, gains: CopyGains, stackings: Sequence[Stacking]
+    ) -> Iterator[CrystalState]:
+        """The rest of the way where cells shift along the beam."""
+        model: CrystalModel | None = None
+        for model in self._complete_shifted(columns, waves, gains, stackings):
+            yield from self.emit("columns", f"{len(model.columns)} columns, misfit {self.loss:.0f} nats a pattern")
+        assert model is not None
+        yield from self._shifted_atoms(model)
 
     def _complete_shifted(
         self, columns: Columns, waves: AtomWaves, gains: CopyGains, stackings: Sequence[Stacking]
@@ -344,7 +353,7 @@ class _Solver:
                 phase = 0.8 * phase + 0.2 * model.even
                 centre = 0.8 * centre + 0.2 * model.even_matter
             unchanged = bool(before.pool) and best.same_as(before.pool[0])
-            if unchanged and turn > 0 and model.excess(model.phase(best), indices) < ENOUGH_NATS:
+            if unchanged and turn > 0 and model.excess(model.phase(best), indices)[0] < ENOUGH_NATS:
                 break
         assert search is not None
         best = self._settle_elements(search, model, found.pool[0])
@@ -549,18 +558,15 @@ class _Solver:
         """The honest limits, in words."""
         indices = self.held if len(self.held) else self.batch(EVEN_PATTERNS)
         best = repeat.arrangement
-        excess = model.excess(draw_cell(model.waves, cell), indices)
+        excess, error = model.excess(draw_cell(model.waves, cell), indices)
         kind = "held-out patterns" if len(self.held) else "patterns"
+        nats = f"{excess:.0f} ± {error:.0f} nats a pattern above counting statistics"
         if excess < 10:
-            self.words.append(f"{kind} are explained to within {max(excess, 0):.1f} nats a pattern of counting statistics")
+            self.words.append(f"{kind} are explained: {nats}")
         elif excess < 60:
-            self.words.append(
-                f"{kind} are nearly explained: {excess:.0f} nats a pattern above counting statistics, some atoms are wrong"
-            )
+            self.words.append(f"{kind} are nearly explained: {nats}, some atoms are wrong")
         else:
-            self.words.append(
-                f"{kind} are not explained: {excess:.0f} nats a pattern above counting statistics; the structure is wrong"
-            )
+            self.words.append(f"{kind} are not explained: {nats}; the structure is wrong")
         if best.period_A is None:
             self.words.append("no period along the beam was found within the thickness")
         elif repeat.periods_A is not None:

@@ -112,11 +112,12 @@ class CrystalModel:
         """(patterns,) nats."""
         return self.waves.misfit(self.waves.transmission(phase), indices)
 
-    def excess(self, phase: Tensor, indices: Indices) -> float:
-        """Nats a pattern of misfit beyond what counting statistics give."""
+    def excess(self, phase: Tensor, indices: Indices) -> tuple[float, float]:
+        """Nats a pattern of misfit beyond what counting statistics give, and the standard error of that mean."""
         expected = self.waves.predict(self.waves.transmission(phase), indices)
         statistics = expected_deviance(expected.double().cpu().numpy()).sum((1, 2)) / 2
-        return float((self.waves.deviance(expected, indices) - statistics).mean())
+        beyond = self.waves.deviance(expected, indices) - statistics
+        return float(beyond.mean()), float(beyond.std() / np.sqrt(len(beyond)))
 
     def expand(self, phase: Tensor, centre: Array, indices: Indices) -> Matter:
         """The misfit around a crystal by its matter."""
