@@ -53,6 +53,7 @@ EVEN_SLICES = 4
 EVEN_PATTERNS, COSET_PATTERNS, FINAL_PATTERNS = 8, 12, 24
 COLUMN_ROUNDS = 3
 COPIES_PATTERNS, STACKINGS, DENSITY_PATTERNS = 96, 6, 12
+STACKINGS_STEPPED = 3
 PARTS_TAKEN = (0.5, 1.0)
 """Of the matter that a stacking's linear gain comes from."""
 PATTERNS_A_STATE = 8
@@ -286,20 +287,34 @@ class _Solver:
         self, columns: Columns, waves: AtomWaves, gains: CopyGains, stackings: Sequence[Stacking]
     ) -> Iterator[CrystalModel]:
         """The stacking whose matter explains most, by the model itself; columns refined, and the missing ones added."""
-        trials: list[tuple[float, CrystalModel, Array]] = []
         judged = self.batch(FINAL_PATTERNS)
+
+        def cost(model: CrystalModel, phase: Tensor) -> float:
+            misfit = model.misfit(phase, judged)
+            self.loss = float(misfit.mean())
+            return float(misfit.sum()) + PARAMETER_NATS * len(columns) * model.bins
+
+        rough: list[tuple[float, CrystalModel, Array]] = []
         for stacking in stackings:
             model = CrystalModel(waves, columns, stacking)
             for part in PARTS_TAKEN:
                 matter = model.even_matter.copy()
                 matter[:, : model.bins] += part * added_matter(gains, stacking, model.bins)
-                misfit = model.misfit(model.phase_of_matter(matter), judged)
-                self.loss = float(misfit.mean())
-                trials.append((float(misfit.sum()) + PARAMETER_NATS * matter[:, : model.bins].size, model, matter))
+                rough.append((cost(model, model.phase_of_matter(matter)), model, matter))
             yield model
-        _, model, matter = min(trials, key=lambda trial: trial[0])
-        expansion = model.expand(model.phase_of_matter(matter), matter, self.batch(DENSITY_PATTERNS))
-        phase = model.phase_of_matter(model.step(expansion))
+        indices = self.batch(DENSITY_PATTERNS)
+        fine: list[tuple[float, CrystalModel, Tensor]] = []
+        for _, model, matter in sorted(rough, key=lambda trial: trial[0]):
+            if len(fine) == STACKINGS_STEPPED:
+                break
+            if any(model.stacking is other.stacking for _, other, _ in fine):
+                continue
+            # a model of its own: what it keeps to draw with is large
+            expansion = CrystalModel(waves, columns, model.stacking).expand(model.phase_of_matter(matter), matter, indices)
+            phase = model.phase_of_matter(model.step(expansion))
+            fine.append((cost(model, phase), model, phase))
+            yield model
+        _, model, phase = min(fine, key=lambda trial: trial[0])
         result = refine(waves, columns, self.batch(EVEN_PATTERNS), phase=phase)
         more = add_missing(waves, result.columns, self.batch(COPIES_PATTERNS // 4), phase)
         yield CrystalModel(waves, more, model.stacking)
