@@ -266,8 +266,8 @@ class _Solver:
         gains = copy_gains(waves, columns, illumination(self.scan), where, pixel, indices, fewer)
         matrix, gain = best_superlattice(gains) if self.known.lattice_A is None else (None, 0.0)
         stackings = find_stackings(gains, self.thickness_A, self.known.period_A, STACKINGS)
-        stackings = [s for s in stackings if s.gain > max(gain, NEARLY * stackings[0].gain)]
-        if stackings:
+        if stackings and stackings[0].gain > max(gain, 0.0):
+            stackings = [s for s in stackings if s.gain > NEARLY * stackings[0].gain]
             return f"cells shift along the beam: {describe(stackings[:1])}", None, gains, stackings
         if matrix is not None:
             return f"cells differ in turns: {_describe(matrix @ columns.lattice_A)}", matrix, gains, []
