@@ -398,7 +398,7 @@ class _Solver:
             unchanged = best is not None and found.pool[0].same_as(best)
             best = found.pool[0]
             yield from self._show(model, best, f"round {turn}", before)
-            if turn > c.rounds or unchanged:
+            if turn > c.rounds or (unchanged and model.excess(model.phase(best), indices)[0] < ENOUGH_NATS):
                 break
             for step in range(POLISHING_STEPS):
                 polished = polish(model.waves, model.cell(best), self.batch(POLISHING_PATTERNS), step + turn - 1)
