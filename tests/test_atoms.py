@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mepdiff_core.atoms import run_crystal, what_is_known
+from mepdiff_core.atoms import run_crystal
+from mepdiff_core.column_search import what_is_known
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.depth import Arrangement, make_slots, shortest_repeat
 from mepdiff_core.errors import InputError

@@ -16,7 +16,7 @@ import tifffile
 import yaml
 
 from mepdiff_core.cell_report import Answer, cell_section, symmetry_of
-from mepdiff_core.cif import read_cell, write_cif
+from mepdiff_core.cif_cells import read_cell, write_cif
 from mepdiff_core.cli import main
 from mepdiff_core.config import from_dict, parse_assignments, to_dict
 from mepdiff_core.crystals import Crystal

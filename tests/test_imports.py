@@ -115,7 +115,6 @@ def importers(library: str) -> set[str]:
         ("ptyrad", "ptyrad_adapter.py"),
         ("torchvision", "ptyrad_adapter.py"),
         ("pyfftw", "fourier.py"),
-        ("gemmi", "cif.py"),
         ("spglib", "symmetry.py"),
         ("yaml", "config.py"),
         ("tifffile", "runs.py"),
@@ -125,6 +124,10 @@ def importers(library: str) -> set[str]:
 )
 def test_a_foreign_library_is_met_in_one_file(library: str, file: str) -> None:
     assert importers(library) == {file}
+
+
+def test_only_the_cif_files_know_gemmi() -> None:
+    assert importers("gemmi") == {"cif.py", "cif_cells.py"}
 
 
 @pytest.mark.parametrize("library", sorted(WINDOWS))

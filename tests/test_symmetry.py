@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mepdiff_core.cif import spacegroup_number, symmetry_operations, write_cif
+from mepdiff_core.cif import spacegroup_number, symmetry_operations
+from mepdiff_core.cif_cells import write_cif
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
 from mepdiff_core.structure_files import read_crystal

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from mepdiff_core import __version__
 from mepdiff_core.cell_figure import cell_figure
-from mepdiff_core.cif import write_cif
+from mepdiff_core.cif_cells import write_cif
 from mepdiff_core.crystals import Atoms, Axis, Crystal, cut_box, turned_cell
 from mepdiff_core.errors import InputError
 from mepdiff_core.structure_files import read_crystal

@@ -277,7 +277,7 @@ class AtomWaves:
                         added[b, j].addcmul_(wave, plane[window])
             started = started or bool(here)
             if started and s < self.slices - 1:
-                added = torch.fft.ifft2(torch.fft.fft2(added).mul_(waves._transfer), norm="forward")
+                added = self._carried(added)
         return waves._seen(torch.fft.fft2(added)) * self._amplitude
 
     def _added_by_pairs(
@@ -304,7 +304,7 @@ class AtomWaves:
             for k, image in enumerate(images):
                 if s in image:
                     psi[k].addcmul_(wave, image[s])
-            psi = torch.fft.ifft2(torch.fft.fft2(psi).mul_(waves._transfer), norm="forward")
+            psi = self._carried(psi)
         pairs = pairs_of(range(len(sources)))
         for first in range(0, len(pairs), PAIRS_AT_ONCE):
             block = pairs[first : first + PAIRS_AT_ONCE]
@@ -325,7 +325,7 @@ class AtomWaves:
                     if s in images[a] and s in images[b]:
                         psi[k].addcmul_(wave * images[a][s], images[b][s], value=-1)
                 if started and s < self.slices - 1:
-                    psi = torch.fft.ifft2(torch.fft.fft2(psi).mul_(waves._transfer), norm="forward")
+                    psi = self._carried(psi)
             yield waves._seen(torch.fft.fft2(psi))[:, None] * self._amplitude
 
     def _amplitudes(self, spectrum: Tensor) -> Tensor:
@@ -369,6 +369,11 @@ class AtomWaves:
                 self.waves.adjoint(transmission, part, spectrum, behind, self.electrons * (1 - counts / expected), gradient)
         return gradient[0]
 
+    def _carried(self, waves: Tensor) -> Tensor:
+        """(..., n, n) waves behind a slice -> before the next."""
+        result: Tensor = torch.fft.ifft2(torch.fft.fft2(waves).mul_(self.waves._transfer), norm="forward")
+        return result
+
     def _forward(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> tuple[list[Tensor], Tensor]:
         """The wave before each slice, and the exit wave's spectrum."""
         waves = self.waves
@@ -378,7 +383,7 @@ class AtomWaves:
             before.append(psi)
             psi = waves._multiply(psi.clone(), transmission[None, s], indices)
             if s < self.slices - 1:
-                psi = torch.fft.ifft2(torch.fft.fft2(psi).mul_(waves._transfer), norm="forward")
+                psi = self._carried(psi)
         return before, torch.fft.fft2(psi)
 
 

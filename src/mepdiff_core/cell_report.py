@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mepdiff_core.cell_figure import cell_figure
-from mepdiff_core.cif import site_labels, with_uncertainty
+from mepdiff_core.cif_cells import site_labels, with_uncertainty
 from mepdiff_core.errors import InputError
 from mepdiff_core.page import figure_block, save_figure
 from mepdiff_core.symmetry import find_symmetry

@@ -14,6 +14,7 @@ from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from mepdiff_core.atom_waves import AtomWaves
+from mepdiff_core.batches import Indices
 from mepdiff_core.columns import Columns, Painter
 from mepdiff_core.depth import (
     Arrangement,
@@ -30,7 +31,6 @@ from mepdiff_core.stacking import Stacking, bin_sources, draw_matter
 from mepdiff_core.unit_cell import UnitCell
 
 Array = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.integer]
 
 BIN_A = 0.6
 """Depth of a bin of matter where cells shift along the beam."""

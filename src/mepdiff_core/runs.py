@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from mepdiff_core import __version__
 from mepdiff_core.arrays import load_arrays, save_arrays
-from mepdiff_core.cif import read_cell, write_cif
+from mepdiff_core.cif_cells import read_cell, write_cif
 from mepdiff_core.config import check, dump_yaml, read_yaml, to_dict
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import atomic_path, make_folder, write_text

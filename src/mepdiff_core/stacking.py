@@ -10,7 +10,7 @@ the gain of its best matter, none of it negative, is a small bounded least-squar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,9 @@ class Stacking:
     period_A: float
     shift: Array
     gain: float
+
+    def __str__(self) -> str:
+        return f"period {self.period_A:.2f} Å, shifts {self.shift[0]:.2f} and {self.shift[1]:.2f}"
 
 
 @dataclass(frozen=True)
@@ -329,8 +332,3 @@ def best_superlattice(gains: CopyGains) -> tuple[Integers | None, float]:
     if best <= 0:
         return None, 0.0
     return next((matrix, gain) for matrix, gain in found if gain > 0.85 * best)
-
-
-def describe(stackings: Sequence[Stacking]) -> str:
-    """In words."""
-    return "; ".join(f"period {s.period_A:.2f} Å, shifts {s.shift[0]:.2f} and {s.shift[1]:.2f}" for s in stackings)

@@ -1,0 +1,326 @@
+"""The crystal solver's first half: from a scan to the columns of a repeated cell, and how cells follow one another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mepdiff_core import lattice as plane
+from mepdiff_core.atom_waves import AtomWaves
+from mepdiff_core.batches import Indices, split_patterns
+from mepdiff_core.columns import Columns, Painter, add_missing, drop_empty, refine, split_cosets, widen
+from mepdiff_core.crystal_model import CrystalModel
+from mepdiff_core.element_features import element_table
+from mepdiff_core.errors import InputError
+from mepdiff_core.forward import object_field
+from mepdiff_core.projection import illumination, project
+from mepdiff_core.scan import Scan, specimen_slices
+from mepdiff_core.settings import CrystalConfig, parse_composition
+from mepdiff_core.stacking import (
+    PARAMETER_NATS,
+    CopyGains,
+    Stacking,
+    added_matter,
+    best_superlattice,
+    copy_gains,
+    find_stackings,
+)
+from mepdiff_core.states import CrystalState
+from mepdiff_core.structure_files import read_crystal
+from mepdiff_core.unit_cell import from_crystal
+
+Array = npt.NDArray[np.float64]
+
+PASSES = 3
+EVEN_SLICES = 4
+EVEN_PATTERNS, COSET_PATTERNS, FINAL_PATTERNS = 8, 12, 24
+COLUMN_ROUNDS = 3
+COPIES_PATTERNS, STACKINGS, DENSITY_PATTERNS = 96, 6, 12
+STACKINGS_STEPPED = 3
+PARTS_TAKEN = (0.5, 1.0)
+"""Of the matter that a stacking's linear gain comes from."""
+NEARLY = 0.6
+"""Stackings that gain less than this part of the best are not tried."""
+LATTICE_TOLERANCE = 0.03
+SHIFTING = 0.08
+"""Change of the columns from cell to cell above which cells are taken to differ, in turns or by a shift."""
+STEPS_AT_MOST = PASSES + 1 + 4 + 4 * COLUMN_ROUNDS + 4
+ROUND_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the user knows: elements, in-plane lattice and period; None each where not."""
+
+    elements: tuple[int, ...] | None = None
+    lattice_A: Array | None = None
+    period_A: float | None = None
+
+
+def what_is_known(config: CrystalConfig, thickness_A: float) -> Known:
+    """From the settings, or from the file they name.
+
+    Raises:
+        InputError: a file that can't be read.
+    """
+    if config.start is not None:
+        crystal = read_crystal(config.start)
+        cell = from_crystal(crystal, config.axis, (0.0, 0.0, 0.0), thickness_A)
+        elements = tuple(sorted(set(cell.numbers.tolist())))
+        return Known(elements, plane.reduce_basis(cell.lattice_A[:2, 1:]), float(cell.lattice_A[2, 0]))
+    vectors = None
+    if config.lattice_A is not None and config.angle_deg is not None:
+        a, b = config.lattice_A
+        angle = np.radians(config.angle_deg)
+        vectors = plane.reduce_basis(np.array([[0.0, a], [b * np.sin(angle), b * np.cos(angle)]]))
+    composition = config.composition
+    return Known(None if composition is None else tuple(sorted(parse_composition(composition))), vectors, config.period_A)
+
+
+@dataclass
+class ColumnSearch:
+    """A scan on its way to columns, and what every later stage shares: patterns in turn, states, settings, what is known."""
+
+    scan: Scan
+    config: CrystalConfig
+    device: torch.device | str
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = float("nan")
+    heldout: float | None = None
+    change: float = 0.0
+    words: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        c, scan = self.config, self.scan
+        self.slices = specimen_slices(scan, c.slices, c.slice_thickness_A)
+        self.thickness_A = self.slices * c.slice_thickness_A
+        self.known = what_is_known(c, self.thickness_A)
+        self.fit, self.held = split_patterns(scan.n_patterns, c.heldout_fraction, c.seed)
+        self.order = np.random.default_rng([c.seed, 1]).permutation(self.fit)
+        self.used = 0
+        self.field = object_field(scan.positions_A, scan.n_pixels, scan.pixel_size_A)
+        self.total = STEPS_AT_MOST + ROUND_STEPS * c.rounds + 1
+        self.resumed = time.perf_counter()
+        self.volume = np.zeros((self.slices, *self.field.shape), np.float32)
+
+    def batch(self, count: int) -> Indices:
+        """The next patterns in a random order; all have their turn before one comes again."""
+        places = np.arange(self.used, self.used + min(count, len(self.order))) % len(self.order)
+        self.used += len(places)
+        return np.sort(self.order[places])
+
+    def state(self, stage: str, note: str = "", **more: Any) -> CrystalState:
+        """The next state; the time until the next one is wanted is not counted."""
+        self.step += 1
+        self.seconds += time.perf_counter() - self.resumed
+        return CrystalState(
+            step=self.step,
+            total=max(self.total, self.step),
+            volume=self.volume.copy(),
+            loss=self.loss,
+            seconds=self.seconds,
+            volume_step=self.step,
+            heldout=self.heldout,
+            note=note,
+            stage=stage,
+            **more,
+        )
+
+    def emit(self, stage: str, note: str = "", **more: Any) -> Iterator[CrystalState]:
+        yield self.state(stage, note, **more)
+        self.resumed = time.perf_counter()
+
+    def columns(self) -> Generator[CrystalState, None, CrystalModel | None]:
+        """Projection, lattice, columns and stacking, with a state for each step; None where there is no crystal."""
+        scan = self.scan
+        rng = np.random.default_rng([self.config.seed, 2])
+        projected = np.zeros(self.field.shape)
+        for step in project(scan, self.thickness_A, self.fit, PASSES, rng, self.device):
+            projected = step.phase
+            self.volume = np.repeat((projected / self.slices).astype(np.float32)[None], self.slices, 0)
+            yield from self.emit("projection", f"projection, pass {step.step} of {step.total}")
+
+        even = AtomWaves(scan, EVEN_SLICES, self.thickness_A / EVEN_SLICES, device=self.device)
+        waves = AtomWaves(scan, self.slices, self.config.slice_thickness_A, device=self.device)
+        columns = self._columns(projected, even)
+        if columns is None:
+            yield from self._give_up("no lattice: the projection does not repeat within the field, so this is no crystal")
+            return None
+        yield from self.emit("lattice", f"lattice {_describe(columns.lattice_A)}, {len(columns)} columns")
+        for result in self._settle(columns, even):
+            columns = result
+            self._show_even(even, columns)
+            yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
+        if self.change > SHIFTING:
+            note, matrix, gains, stackings = self._how_cells_differ(columns, waves)
+            yield from self.emit("columns", note)
+            if stackings:
+                model: CrystalModel | None = None
+                for model in self._complete_shifted(columns, waves, gains, stackings):
+                    yield from self.emit("columns", f"{len(model.columns)} columns, misfit {self.loss:.0f} nats a pattern")
+                return model
+            if matrix is not None:
+                for result in self._settle(widen(columns, matrix), even):
+                    columns = result
+                    yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
+        for result in self._complete(columns, even):
+            columns = result
+            self._show_even(even, columns)
+            yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
+        if not len(columns):
+            yield from self._give_up("no columns: nothing in the averaged cell stands out from what surrounds it")
+            return None
+        final = refine(even, columns.sorted(), self.batch(FINAL_PATTERNS))
+        return CrystalModel(waves, final.columns)
+
+    def _columns(self, projected: Array, even: AtomWaves) -> Columns | None:
+        """Lattice and columns as the projection shows them."""
+        scan, weight = self.scan, illumination(self.scan)
+        pixel = scan.pixel_size_A
+        candidates = plane.find_lattices(projected, weight, pixel, 40)
+        if not candidates or max(c.correlation for c in candidates) < 0.5:
+            return None
+        if self.known.lattice_A is None:
+            vectors = plane.choose_lattice(candidates).vectors_A
+        else:
+            vectors = _nearest(candidates, self.known.lattice_A)
+        middle = scan.positions_A.mean(0)
+        first = np.asarray(self.field.origin_A)
+        cell = plane.fold(projected, weight, vectors, pixel, middle - first)
+        places, heights = plane.find_columns(cell, vectors)
+        if not len(places):
+            return None
+        self.change = plane.cell_to_cell_change(projected, weight, vectors, places @ vectors + middle - first, pixel)
+        atom = float(even.draw_flat(middle[None], 22).max())
+        amounts = np.outer(np.maximum(heights / (0.55 * atom), 0.3), element_table().features[22])
+        return Columns(vectors, middle, places, amounts)
+
+    def _settle(self, columns: Columns, even: AtomWaves) -> Iterator[Columns]:
+        """Columns refined."""
+        for turn in range(3):
+            result = refine(even, columns, self.batch(EVEN_PATTERNS), with_lattice=turn > 0)
+            columns, self.loss = result.columns, result.misfit / EVEN_PATTERNS
+            yield columns
+
+    def _how_cells_differ(
+        self, columns: Columns, waves: AtomWaves
+    ) -> tuple[str, npt.NDArray[np.int64] | None, CopyGains, list[Stacking]]:
+        """What it is in words, the superlattice if it is one, what the copies gain, and the stackings that explain more."""
+        indices, fewer = self.batch(COPIES_PATTERNS), self.batch(EVEN_PATTERNS)
+        where, pixel = np.asarray(self.field.origin_A), self.scan.pixel_size_A
+        gains = copy_gains(waves, columns, illumination(self.scan), where, pixel, indices, fewer)
+        matrix, gain = best_superlattice(gains) if self.known.lattice_A is None else (None, 0.0)
+        stackings = find_stackings(gains, self.thickness_A, self.known.period_A, STACKINGS)
+        if stackings and stackings[0].gain > max(gain, 0.0):
+            stackings = [s for s in stackings if s.gain > NEARLY * stackings[0].gain]
+            return f"cells shift along the beam: {stackings[0]}", None, gains, stackings
+        if matrix is not None:
+            return f"cells differ in turns: {_describe(matrix @ columns.lattice_A)}", matrix, gains, []
+        return "cells differ, by no rule that was found", None, gains, []
+
+    def _complete_shifted(
+        self, columns: Columns, waves: AtomWaves, gains: CopyGains, stackings: Sequence[Stacking]
+    ) -> Iterator[CrystalModel]:
+        """The stacking whose matter explains most, by the model itself; columns refined, and the missing ones added."""
+        judged = self.batch(FINAL_PATTERNS)
+
+        def cost(model: CrystalModel, phase: Tensor) -> float:
+            misfit = model.misfit(phase, judged)
+            self.loss = float(misfit.mean())
+            return float(misfit.sum()) + PARAMETER_NATS * len(columns) * model.bins
+
+        rough: list[tuple[float, CrystalModel, Array]] = []
+        for stacking in stackings:
+            model = CrystalModel(waves, columns, stacking)
+            for part in PARTS_TAKEN:
+                matter = model.even_matter.copy()
+                matter[:, : model.bins] += part * added_matter(gains, stacking, model.bins)
+                rough.append((cost(model, model.phase_of_matter(matter)), model, matter))
+            yield model
+        indices = self.batch(DENSITY_PATTERNS)
+        fine: list[tuple[float, CrystalModel, Tensor]] = []
+        for _, model, matter in sorted(rough, key=lambda trial: trial[0]):
+            if len(fine) == STACKINGS_STEPPED:
+                break
+            if any(model.stacking is other.stacking for _, other, _ in fine):
+                continue
+            # a model of its own: what it keeps to draw with is large
+            expansion = CrystalModel(waves, columns, model.stacking).expand(model.phase_of_matter(matter), matter, indices)
+            phase = model.phase_of_matter(model.step(expansion))
+            fine.append((cost(model, phase), model, phase))
+            yield model
+        _, model, phase = min(fine, key=lambda trial: trial[0])
+        result = refine(waves, columns, self.batch(EVEN_PATTERNS), phase=phase)
+        more = add_missing(waves, result.columns, self.batch(COPIES_PATTERNS // 4), phase)
+        yield CrystalModel(waves, more, model.stacking)
+
+    def _complete(self, columns: Columns, even: AtomWaves) -> Iterator[Columns]:
+        """The missing columns added, the cell widened where it repeats only there."""
+        for _ in range(COLUMN_ROUNDS):
+            before = len(columns)
+            if self.known.lattice_A is None:
+                columns = split_cosets(even, columns, self.batch(COSET_PATTERNS))
+            columns = add_missing(even, columns, self.batch(EVEN_PATTERNS))
+            changed = len(columns) != before
+            for turn in range(2 if changed else 1):
+                result = refine(even, columns, self.batch(EVEN_PATTERNS))
+                columns, self.loss = result.columns, result.misfit / EVEN_PATTERNS
+                if turn:
+                    kept = drop_empty(columns, result.spread)
+                    if len(kept) < len(columns):
+                        columns, changed = kept, True
+                yield columns
+            if not changed:
+                break
+
+    def _show_even(self, waves: AtomWaves, columns: Columns) -> None:
+        """The columns, even along the beam, as the volume."""
+        flat = Painter(waves, columns).flat().cpu().numpy()
+        factor = round(self.scan.pixel_size_A / waves.drawn_pixel_A)
+        first = np.round((np.asarray(self.field.origin_A) - waves.origin_A) / waves.drawn_pixel_A).astype(int)
+        height, width = self.field.shape
+        part = flat[first[0] : first[0] + factor * height : factor, first[1] : first[1] + factor * width : factor]
+        self.volume = np.repeat((part / self.slices).astype(np.float32)[None], self.slices, 0)
+
+    def _give_up(self, words: str) -> Iterator[CrystalState]:
+        yield from self.emit("posterior", words, verdict=words[0].upper() + words[1:] + ".")
+
+
+def _nearest(candidates: Sequence[plane.Lattice], wanted: Array) -> Array:
+    """The candidate of the wanted lengths and angle.
+
+    Raises:
+        InputError: none is; says by how much the nearest misses.
+    """
+    goal = _shape(wanted)
+    misses = [float(np.abs(_shape(c.vectors_A) / goal - 1).max()) for c in candidates]
+    best = int(np.argmin(misses))
+    if misses[best] > LATTICE_TOLERANCE:
+        raise InputError(
+            f"the lattice {_describe(wanted)} does not fit the projection: the nearest that does is"
+            f" {_describe(candidates[best].vectors_A)}, {100 * misses[best]:.1f} % off; leave the lattice out, or check axis"
+            " and calibration"
+        )
+    return candidates[best].vectors_A
+
+
+def _shape(vectors: Array) -> Array:
+    """Lengths of a reduced basis and of its sum and difference: what a turn leaves as it is."""
+    a, b = plane.reduce_basis(vectors)
+    ends = sorted([np.linalg.norm(a + b), np.linalg.norm(a - b)])
+    return np.array([np.linalg.norm(a), np.linalg.norm(b), *ends])
+
+
+def _describe(vectors: Array) -> str:
+    a, b = plane.reduce_basis(vectors)
+    lengths = np.linalg.norm(a), np.linalg.norm(b)
+    angle = np.degrees(np.arccos(np.clip(a @ b / (lengths[0] * lengths[1]), -1, 1)))
+    return f"{lengths[0]:.3f} × {lengths[1]:.3f} Å, {angle:.1f}°"
