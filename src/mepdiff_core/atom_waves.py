@@ -58,6 +58,7 @@ class AtomWaves:
         device: where to compute.
 
     Attributes:
+        positions_A: (positions, 2) of the beam as (y, x).
         origin_A: (y, x) of the drawing's first pixel in the frame of the scan's positions.
         size_A: (y, x) extent of the drawing, Å; it is periodic.
     """
@@ -93,7 +94,8 @@ class AtomWaves:
             (self.drawn, self.drawn), self.drawn_pixel_A, slices, slice_thickness_A, scan.optics.energy_eV, device
         )
         self._flat = Renderer((self.drawn, self.drawn), self.drawn_pixel_A, 1, 1.0, scan.optics.energy_eV, device)
-        position = (scan.positions_A - self.origin_A) / self.model_pixel_A
+        self.positions_A = np.asarray(scan.positions_A, np.float64)
+        position = (self.positions_A - self.origin_A) / self.model_pixel_A
         nearest = np.round(position).astype(np.int64)
         transfer = propagator(scan.optics.energy_eV, self.grid, self.model_pixel_A, slice_thickness_A)
         self.waves = Multislice(

@@ -20,8 +20,10 @@ from mepdiff_core.column_search import COPIES_PATTERNS, DENSITY_PATTERNS, EVEN_P
 from mepdiff_core.columns import add_missing
 from mepdiff_core.config import check
 from mepdiff_core.crystal_model import CrystalModel
+from mepdiff_core.defects import Defect, find_defects, with_defects
 from mepdiff_core.depth import SHORTEST_PERIOD_A, Arrangement, DepthSearch, Matter, Repeat, shortest_repeat
 from mepdiff_core.polish import draw_cell, polish
+from mepdiff_core.projection import illumination
 from mepdiff_core.renderer import Renderer
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import CrystalConfig
@@ -41,6 +43,10 @@ PERIODS_KEPT, JUDGED = 10, 8
 SETTLING_PATTERNS, SETTLING_TURNS, SETTLING_TRIED, SETTLING_NATS = 96, 4, 5, 60.0
 EQUAL_NATS = 5.0
 """Two answers whose exact misfits on a round's patterns differ by less are equally likely."""
+EXPLAINED_NATS, WRONG_NATS = 10.0, 60.0
+"""Nats a pattern above counting statistics below which patterns are explained, and above which the structure is wrong."""
+SURPRISING = 4.0
+"""Standard deviations of gain by free matter from which on an answer is doubted."""
 MARGIN_A = 4.0
 
 
@@ -72,6 +78,21 @@ class _Found:
 
     pool: list[Arrangement] = field(default_factory=list)
     exact: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How well an answer explains the patterns.
+
+    Attributes:
+        nats, error: of misfit above counting statistics, a pattern, and the mean's standard error.
+        surplus, deviations: nats a pattern that free matter would gain beyond chance, and its size in standard deviations.
+    """
+
+    nats: float
+    error: float
+    surplus: float
+    deviations: float
 
 
 class _Solver(ColumnSearch):
@@ -171,23 +192,26 @@ class _Solver(ColumnSearch):
         """The last state: the answer, its spread, and the limits."""
         best = repeat.arrangement
         placed = polish(model.waves, model.cell(best), self.batch(POLISHING_PATTERNS), POLISHING_STEPS).cell
-        indices = self.batch(DENSITY_PATTERNS)
-        matter = yield from self._expand(
-            model, model.phase(best), model.matter(best), indices, "what the patterns leave open"
-        )
+        phase, indices = draw_cell(model.waves, placed), self.batch(DENSITY_PATTERNS)
+        matter = yield from self._expand(model, phase, model.matter(best), indices, "what the patterns leave open")
         here = DepthSearch(matter, model.columns, self.config.slice_thickness_A, self.known.elements, model.stacking)
         cell, samples = self._posterior(here, model, best, placed)
-        self.volume = self._draw_volume(cell)
+        fit = self._fit(model, phase, matter)
+        defects: list[Defect] = []
+        if fit.nats < WRONG_NATS:
+            defects = yield from self._defects(model, cell)
+        self.volume = self._draw_volume(cell, defects)
         rest = zip(found.pool[1:], found.exact[1:], strict=True)
         second = next((a for a, e in rest if e - found.exact[0] < EQUAL_NATS and not a.same_as(best)), None)
         alternative = None if second is None or not self._as_likely(model, second, best) else model.cell(second)
-        self._judge(model, cell, repeat, alternative)
+        self._judge(fit, repeat, alternative, defects)
         yield from self.emit(
             "posterior",
             "; ".join(self.words),
             cell=cell,
             samples=samples,
             alternative=alternative,
+            defects=tuple(defects),
             verdict=". ".join(w[0].upper() + w[1:] for w in self.words) + ".",
         )
 
@@ -248,13 +272,26 @@ class _Solver(ColumnSearch):
             grid = fine[(fine >= SHORTEST_PERIOD_A) & (fine < self.thickness_A)] if len(fine) else fine
         return [*grid.tolist(), np.nan]
 
-    def _draw_volume(self, cell: UnitCell) -> npt.NDArray[np.float32]:
+    def _defects(self, model: CrystalModel, cell: UnitCell) -> Generator[CrystalState, None, list[Defect]]:
+        """Sites that differ from the cell, looked for in all patterns of the fit."""
+        where, pixel = np.asarray(self.field.origin_A), self.scan.pixel_size_A
+        search = find_defects(model.waves, cell, illumination(self.scan), where, pixel, np.sort(self.fit))
+        while True:
+            try:
+                done = next(search)
+            except StopIteration as end:
+                found: list[Defect] = end.value
+                return found
+            yield from self.emit("posterior", f"vacancies and displaced atoms: {100 * done:.0f} %", cell=cell)
+
+    def _draw_volume(self, cell: UnitCell, defects: Sequence[Defect] = ()) -> npt.NDArray[np.float32]:
         """The cell's atoms on the object field, as every volume is drawn."""
         pixel = self.scan.pixel_size_A
         margin = int(np.ceil(MARGIN_A / pixel))
         shape = (self.field.shape[0] + 2 * margin, self.field.shape[1] + 2 * margin)
         corner = np.asarray(self.field.origin_A) - margin * pixel
         box = cell.atoms_in((self.thickness_A, shape[0] * pixel, shape[1] * pixel), (0.0, *corner))
+        box = with_defects(box, defects, (0.0, float(corner[0]), float(corner[1])))
         thickness = self.config.slice_thickness_A
         renderer = Renderer(shape, pixel, self.slices, thickness, self.scan.optics.energy_eV, self.device)
         volume = renderer.render([box])[0].cpu().numpy()
@@ -305,28 +342,40 @@ class _Solver(ColumnSearch):
         volumes = [self._draw_volume(cell if d.same_as(best) else model.cell(d)) for d in draws[: self.config.samples]]
         return cell, np.stack(volumes)
 
-    def _judge(self, model: CrystalModel, cell: UnitCell, repeat: Repeat, alternative: UnitCell | None) -> None:
-        """The honest limits, in words."""
+    def _fit(self, model: CrystalModel, phase: Tensor, matter: Matter) -> _Fit:
+        """How well the answer explains the patterns held out, and what free matter would still gain."""
         indices = self.held if len(self.held) else self.batch(EVEN_PATTERNS)
+        surplus, deviations = model.surplus(matter)
+        return _Fit(*model.excess(phase, indices), surplus / DENSITY_PATTERNS, deviations)
+
+    def _judge(self, fit: _Fit, repeat: Repeat, alternative: UnitCell | None, defects: Sequence[Defect]) -> None:
+        """The honest limits, in words."""
         best = repeat.arrangement
-        excess, error = model.excess(draw_cell(model.waves, cell), indices)
         kind = "held-out patterns" if len(self.held) else "patterns"
-        nats = f"{excess:.0f} ± {error:.0f} nats a pattern above counting statistics"
-        if excess < 10:
+        nats = f"{fit.nats:.0f} ± {fit.error:.0f} nats a pattern above counting statistics"
+        if fit.nats < EXPLAINED_NATS:
             self.words.append(f"{kind} are explained: {nats}")
-        elif excess < 60:
+        elif fit.nats < WRONG_NATS:
             self.words.append(f"{kind} are nearly explained: {nats}, some atoms are wrong")
         else:
             self.words.append(f"{kind} are not explained: {nats}; the structure is wrong")
+        if fit.deviations > SURPRISING and fit.nats < WRONG_NATS:
+            self.words.append(
+                f"yet free matter would gain {fit.surplus:.1f} nats a pattern more than by chance"
+                f" ({fit.deviations:.0f} standard deviations), so some atoms or elements are not right"
+            )
         if best.period_A is None:
             self.words.append("no period along the beam was found within the thickness")
         elif repeat.periods_A is not None:
             low, high = repeat.periods_A
             self.words.append(f"periods along the beam from {low:.2f} to {high:.2f} Å put the atoms into the same slices")
-        if self.change > SHIFTING and excess >= 10:
+        if self.change > SHIFTING and fit.nats >= EXPLAINED_NATS:
             self.words.append(
                 f"columns differ by {100 * self.change:.0f} % from cell to cell, which this structure does not explain"
             )
+        if defects:
+            count = f"{len(defects)} sites differ" if len(defects) > 1 else "one site differs"
+            self.words.append(f"{count} from the repeated cell: {', '.join(map(str, defects))}")
         if alternative is not None:
             self.words.append(f"a second structure, {alternative.formula}, is equally likely")
 

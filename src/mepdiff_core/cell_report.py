@@ -13,6 +13,7 @@ import numpy as np
 
 from mepdiff_core.cell_figure import cell_figure
 from mepdiff_core.cif_cells import site_labels, with_uncertainty
+from mepdiff_core.defects import Defect
 from mepdiff_core.errors import InputError
 from mepdiff_core.page import figure_block, save_figure
 from mepdiff_core.symmetry import find_symmetry
@@ -32,11 +33,13 @@ class Answer:
         cell: the unit cell; None: none was found.
         alternative: a second one, as likely as the first; None for none.
         verdict: the limits of the answer in words, "" for none.
+        defects: sites that differ from the repeated cell.
     """
 
     cell: UnitCell | None
     alternative: UnitCell | None = None
     verdict: str = ""
+    defects: tuple[Defect, ...] = ()
 
 
 def cell_section(folder: Path, answer: Answer, metrics: Mapping[str, Any]) -> str:
@@ -50,6 +53,8 @@ def cell_section(folder: Path, answer: Answer, metrics: Mapping[str, Any]) -> st
         parts.append("<p>No unit cell was found, so there is no crystal.cif.</p>")
     else:
         parts.append(_describe(folder / "cell.png", answer.cell, "crystal.cif"))
+    if answer.defects:
+        parts.append(_defects_table(answer.defects))
     if answer.alternative is not None:
         parts.append("<h3>As likely</h3>" + _describe(folder / "cell-2.png", answer.alternative, "crystal-2.cif"))
     return "".join(parts)
@@ -109,12 +114,32 @@ def _atoms_table(cell: UnitCell) -> str:
         rows.append(([label, symbol, ", ".join(likely)], [*places, *spread]))
     texts = ("site", "element", "probabilities")
     numbers = ("x", "y", "z", "± x (Å)", "± y (Å)", "± depth (Å)")
-    body = "".join(f"<tr>{_cells('td', first, True)}{_cells('td', rest, False)}</tr>" for first, rest in rows)
-    head = f"<tr>{_cells('th', texts, True)}{_cells('th', numbers, False)}</tr>"
     caption = (
         "Fractional coordinates along a, b and c, with the standard uncertainty of their last digits in brackets; ± along"
         " the scan's axes."
     )
+    return _table(texts, numbers, rows, caption)
+
+
+def _defects_table(defects: Sequence[Defect]) -> str:
+    from ase.data import chemical_symbols
+
+    rows = []
+    for defect in defects:
+        moved = [f"{step:.2f}" for step in defect.moved_A[::-1]] if defect.kind == "displaced" else ["", ""]
+        numbers = [*(f"{value:.2f}" for value in defect.site_A[::-1]), *moved, f"{defect.gain_nats:.0f}"]
+        rows.append(([defect.kind, chemical_symbols[defect.number]], numbers))
+    names = ("x (Å)", "y (Å)", "depth (Å)", "moved in x (Å)", "moved in y (Å)", "nats")
+    caption = (
+        "Sites that differ from the repeated cell, in the scan's frame, and by how much each lessens the misfit of the"
+        " patterns nearest to it. The volume shows them; the cell does not."
+    )
+    return _table(("what", "element"), names, rows, caption)
+
+
+def _table(texts: Sequence[str], numbers: Sequence[str], rows: Sequence[tuple[list[str], list[str]]], caption: str) -> str:
+    body = "".join(f"<tr>{_cells('td', first, True)}{_cells('td', rest, False)}</tr>" for first, rest in rows)
+    head = f"<tr>{_cells('th', texts, True)}{_cells('th', numbers, False)}</tr>"
     table = f'<div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
     return f"<figure>{table}<figcaption>{caption}</figcaption></figure>"
 

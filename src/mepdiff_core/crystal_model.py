@@ -124,18 +124,35 @@ class CrystalModel:
         groups = [range(i * self.bins, (i + 1) * self.bins) for i in self.heavy]
         return Matter(*self.waves.quadratic(phase, self.sources, indices, groups), centre, self.heavy)
 
+    def surplus(self, expansion: Matter) -> tuple[float, float]:
+        """What free matter would gain at the centre of an expansion: nats beyond what noise gives it, and in deviations.
+
+        At the truth the gradient is noise whose covariance is the Fisher information; whatever else is left in it, the
+        structure has missed (Rao's score test).
+        """
+        count = expansion.centre.size
+        gradient, fisher = expansion.gradient[:count], expansion.fisher[:count, :count]
+        solved = np.linalg.solve(fisher + self._free(), np.column_stack([gradient, fisher]))
+        parts = solved[:, 1:]
+        by_noise, deviation = np.trace(parts), np.sqrt(2 * np.sum(parts * parts.T))
+        beyond = float(gradient @ solved[:, 0] - by_noise)
+        return beyond / 2, beyond / float(deviation)
+
+    def _free(self) -> Array:
+        """Inverse variances of free matter and of its other features, as a matrix."""
+        strength = np.repeat(self.even_matter[:, : self.bins].sum(1), self.bins)
+        shapes = np.repeat(0.3 * self.columns.amounts[:, 0], FEATURES - 1)
+        return np.diag(1 / np.concatenate([strength, shapes]) ** 2)
+
     def step(self, expansion: Matter) -> Array:
         """(columns, bins + other features) matter, none of it negative, of least misfit in an expansion without products."""
         columns, width = expansion.centre.shape
         count = columns * width
-        flat = self._flat(expansion.centre)
-        strength = np.repeat(self.even_matter[:, : self.bins].sum(1), self.bins)
-        shapes = np.repeat(0.3 * self.columns.amounts[:, 0], FEATURES - 1)
-        prior = np.diag(1 / np.concatenate([strength, shapes]) ** 2)
+        flat, prior = self._flat(expansion.centre), self._free()
         around = self._flat(self.even_matter)
         root = np.linalg.cholesky(expansion.fisher[:count, :count] + prior)
         goal = expansion.fisher[:count, :count] @ flat + prior @ around - expansion.gradient[:count]
-        least = np.concatenate([np.zeros(columns * self.bins), np.full(len(shapes), -np.inf)])
+        least = np.concatenate([np.zeros(columns * self.bins), np.full(columns * (FEATURES - 1), -np.inf)])
         x = lsq_linear(root.T, np.linalg.solve(root, goal), (least - 1e-9, np.inf), method="bvls").x
         split = columns * self.bins
         return np.concatenate([x[:split].reshape(columns, -1), x[split:].reshape(columns, -1)], axis=1)

@@ -11,7 +11,7 @@ import math
 import platform
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from mepdiff_core import __version__
 from mepdiff_core.arrays import load_arrays, save_arrays
 from mepdiff_core.cif_cells import read_cell, write_cif
 from mepdiff_core.config import check, dump_yaml, read_yaml, to_dict
+from mepdiff_core.defects import defect_from
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import atomic_path, make_folder, write_text
 from mepdiff_core.settings import CrystalConfig
@@ -133,6 +134,7 @@ class RunFolder:
             self.record["status"] = status
             if isinstance(last, CrystalState):
                 self.record["verdict"] = last.verdict
+                self.record["defects"] = [asdict(defect) for defect in last.defects]
             if last is not None:
                 self._save(last, checkpoint=status != "finished")
             if self._undo and last is None and status.startswith("failed"):
@@ -184,7 +186,8 @@ class RunFolder:
         if "verdict" not in self.record:
             return None
         cell, alternative = (read_cell(self.path / name) if (self.path / name).exists() else None for name in CELLS)
-        return Answer(cell, alternative, str(self.record["verdict"] or ""))
+        defects = tuple(defect_from(entry) for entry in self.record.get("defects") or ())
+        return Answer(cell, alternative, str(self.record["verdict"] or ""), defects)
 
     def _write_record(self) -> None:
         write_text(self.path / "run.yaml", dump_yaml(self.record))
@@ -319,7 +322,7 @@ class Run:
         }
         answer = self.folder.read_answer()
         if isinstance(last, CrystalState) and answer is not None:  # files round
-            answer = replace(answer, cell=last.cell, alternative=last.alternative)
+            answer = replace(answer, cell=last.cell, alternative=last.alternative, defects=last.defects)
         if answer is not None:
             losses = {"loss": float(row["loss"]), "loss_heldout": float(row["heldout"]) if row["heldout"] != "" else None}
             self.metrics |= losses | {"verdict": answer.verdict}

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from mepdiff_core.defects import Defect
     from mepdiff_core.unit_cell import UnitCell
 
 FloatArray = npt.NDArray[np.floating]
@@ -74,6 +75,7 @@ class CrystalState(State):
         stage: projection, lattice, columns, depth or posterior.
         samples: (K, z, y, x) float32 volumes drawn from the posterior, rad; in the last state alone, None without any.
         alternative: a second candidate for ``cell`` where two are equally likely.
+        defects: sites that differ from the repeated cell; ``volume`` has them, ``cell`` and samples have not.
         verdict: the honest limits of the answer in words; in the last state alone, "" for none.
     """
 
@@ -83,6 +85,7 @@ class CrystalState(State):
     stage: str = ""
     samples: FloatArray | None = None
     alternative: UnitCell | None = None
+    defects: tuple[Defect, ...] = ()
     verdict: str = ""
 
     def __post_init__(self) -> None:
