@@ -315,3 +315,14 @@ def test_a_probe_of_its_own_is_put_into_the_wider_window(clean: Scan, phase: tor
     assert distance(own.predict(vacuum, SOME[:1])[0], spectrum) < 1e-4
     with pytest.raises(InputError, match="2 modes"):
         make_waves(replace(clean, probe=np.repeat(clean.get_probe(), 2, 0) / np.float32(np.sqrt(2))))
+
+
+def test_narrow_windows_lose_little_of_an_atom(noisy: AtomWaves, phase: torch.Tensor) -> None:
+    """What one atom does is the same to 1 % of its deviation; a lattice that stretches needs wide ones."""
+    sources = example_sources(noisy)
+    _, wide, fisher = noisy.quadratic(phase, sources, SOME, [[0, 2]], far=True)
+    _, narrow, narrow_fisher = noisy.quadratic(phase, sources, SOME, [[0, 2]])
+    deviation = np.sqrt(np.diag(fisher))
+    assert (narrow != wide).any()
+    assert np.abs((narrow - wide) / deviation).max() < 0.01
+    assert np.abs((narrow_fisher - fisher) / np.outer(deviation, deviation)).max() < 1e-3

@@ -31,6 +31,8 @@ from mepdiff_core.renderer import Renderer
 from mepdiff_core.scan import Scan
 
 WINDOW = 2
+NARROWER = 2
+"""What one atom changes is carried in windows so many times narrower: it starts where the beam is, and goes not far."""
 DRAWN_A, MODEL_A = 0.1, 0.135
 """Largest pixels of the drawing and of the waves; coarser ones cost hundreds of nats on strong crystals."""
 BACKGROUND_ELECTRONS = 5e-4
@@ -46,6 +48,41 @@ Result = TypeVar("Result")
 Item = TypeVar("Item")
 Sources = Sequence[Mapping[int, Tensor]]
 """For each parameter: slice -> derivative of that slice's phase by it, on the drawing's grid."""
+
+
+class _Windows:
+    """Square windows about the beam, as wide as those of the waves or narrower.
+
+    Args:
+        waves: whose windows they are, or lie in the middle of; n_detector: pixels along the detector.
+        side: pixels along one; amplitude: scale of what is seen.
+    """
+
+    def __init__(self, waves: Multislice, n_detector: int, side: int, amplitude: float) -> None:
+        self.waves, self.side, self.first = waves, side, (waves.n - side) // 2
+        part = slice(self.first, self.first + side)
+        self.inner = (part, part)
+        step = waves.n // side
+        self._transfer = waves._transfer[::step, ::step] * step**2
+        where = detector_indices(n_detector, side, WINDOW // step)
+        self._detector = torch.as_tensor(where, device=waves.device)
+        turn = np.exp(-2j * np.pi * where * self.first / side)  # the windows' corners differ: phases of what is seen
+        self._turn = torch.as_tensor(turn[:, None] * turn * amplitude, dtype=torch.complex64, device=waves.device)
+
+    def place(self, index: int) -> tuple[slice, slice]:
+        """Where a pattern's window lies in the transmission function."""
+        y, x = self.waves.corners[index].tolist()
+        return slice(y + self.first, y + self.first + self.side), slice(x + self.first, x + self.first + self.side)
+
+    def carried(self, waves: Tensor) -> Tensor:
+        """(..., side, side) behind a slice -> before the next."""
+        result: Tensor = torch.fft.ifft2(torch.fft.fft2(waves).mul_(self._transfer), norm="forward")
+        return result
+
+    def seen(self, waves: Tensor) -> Tensor:
+        """(..., n, n) amplitudes of (..., side, side) waves behind the last slice."""
+        result: Tensor = torch.fft.fft2(waves)[..., self._detector[:, None], self._detector[None, :]] * self._turn
+        return result
 
 
 class AtomWaves:
@@ -112,6 +149,9 @@ class AtomWaves:
         counts = np.fft.ifftshift(scan.patterns(), axes=(-2, -1)).astype(np.float32)
         self.counts = torch.as_tensor(counts).to(self.device)
         self._amplitude = math.sqrt(self.waves.gain) / self.grid
+        self._wide, self._narrow = (
+            _Windows(self.waves, n, side, self._amplitude) for side in (self.grid, self.grid // NARROWER)
+        )
 
     def _bandwidth(self, grid: int) -> npt.NDArray[np.bool_]:
         ky, kx = frequencies(grid, self.model_pixel_A)
@@ -193,6 +233,7 @@ class AtomWaves:
         sources: Sources,
         indices: npt.NDArray[np.integer],
         groups: Sequence[Sequence[int]] = (),
+        far: bool = False,
     ) -> tuple[float, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """The misfit around a crystal, to second order in its parameters; results of several sets of patterns add up.
 
@@ -202,6 +243,7 @@ class AtomWaves:
             indices: which patterns.
             groups: sources whose waves are followed to second order: the product of each two of a group, and half of each
                 square, is a parameter of its own, after the others, in the order of ``pairs_of``.
+            far: atoms far from the beam count for much, as they do for a lattice that stretches: wide windows for all.
 
         Returns:
             Misfit in nats; its gradient (parameters,); its curvature (parameters, parameters), close to the Fisher
@@ -212,6 +254,7 @@ class AtomWaves:
         planes = {key: self.to_model(image) for key, image in images.items()}
         order = sorted(range(len(sources)), key=lambda p: min(sources[p], default=self.slices))
         followed = {p for group in groups for p in group}
+        windows = self._wide if far else self._narrow
         turned = 1j * transmission  # a phase of 1 rad at slice s adds i T psi there
 
         def work(part: npt.NDArray[np.integer]) -> tuple[float, Tensor, Tensor]:
@@ -225,7 +268,7 @@ class AtomWaves:
             kept: dict[int, Tensor] = {}
             for first in range(0, len(order), SOURCES_AT_ONCE):
                 block = order[first : first + SOURCES_AT_ONCE]
-                seen = self._added(transmission, turned, before, part, [sources[p] for p in block], planes)
+                seen = self._added(windows, transmission, turned, before, part, [sources[p] for p in block], planes)
                 rows[block] = seen.real * twice.real + seen.imag * twice.imag
                 kept |= {p: wave for p, wave in zip(block, seen, strict=True) if p in followed}
             first = len(sources)
@@ -234,7 +277,7 @@ class AtomWaves:
                 for j in range(len(part)):
                     here = [wave[:, j : j + 1] for wave in before]
                     done = first
-                    for seen in self._added_by_pairs(transmission, turned, here, part[j : j + 1], members, planes):
+                    for seen in self._added_by_pairs(windows, transmission, turned, here, part[j], members, planes):
                         wave = twice[j : j + 1]
                         rows[done : done + len(seen), j : j + 1] = seen.real * wave.real + seen.imag * wave.imag
                         done += len(seen)
@@ -256,6 +299,7 @@ class AtomWaves:
 
     def _added(
         self,
+        windows: _Windows,
         transmission: Tensor,
         turned: Tensor,
         before: list[Tensor],
@@ -264,37 +308,35 @@ class AtomWaves:
         planes: Mapping[int, Tensor],
     ) -> Tensor:
         """(sources, positions, n, n) what each source adds to the amplitudes."""
-        waves, n = self.waves, self.grid
-        windows = [(slice(y, y + n), slice(x, x + n)) for y, x in waves.corners[indices].tolist()]
+        n, inner, places = windows.side, windows.inner, [windows.place(index) for index in indices]
         added = torch.zeros(len(sources), len(indices), n, n, dtype=torch.complex64, device=self.device)
         started = False
         for s in range(self.slices):
             here = [(b, planes[id(source[s])]) for b, source in enumerate(sources) if s in source]
-            for j, window in enumerate(windows):
+            for j, window in enumerate(places):
                 if started:
                     added[:, j].mul_(transmission[s][window])
                 if here:
-                    wave = turned[s][window] * before[s][0, j, 0]
+                    wave = turned[s][window] * before[s][0, j, 0][inner]
                     for b, plane in here:
                         added[b, j].addcmul_(wave, plane[window])
             started = started or bool(here)
             if started and s < self.slices - 1:
-                added = self._carried(added)
-        return waves._seen(torch.fft.fft2(added)) * self._amplitude
+                added = windows.carried(added)
+        return windows.seen(added)
 
     def _added_by_pairs(
         self,
+        windows: _Windows,
         transmission: Tensor,
         turned: Tensor,
         before: list[Tensor],
-        index: npt.NDArray[np.integer],
+        index: int,
         sources: Sources,
         planes: Mapping[int, Tensor],
     ) -> Iterator[Tensor]:
         """What the products of two sources add to one pattern's amplitudes, a few pairs at a time, in order."""
-        waves, n = self.waves, self.grid
-        y, x = waves.corners[index[0]].tolist()
-        window = (slice(y, y + n), slice(x, x + n))
+        n, inner, window = windows.side, windows.inner, windows.place(index)
         through = transmission[(slice(None), *window)]
         images = [{s: planes[id(image)][window] for s, image in source.items()} for source in sources]
         arriving: list[Tensor] = []  # (sources, n, n) first-order waves before each slice
@@ -302,11 +344,11 @@ class AtomWaves:
         for s in range(self.slices):
             arriving.append(psi)
             psi = psi * through[s]
-            wave = turned[s][window] * before[s][0, 0, 0]
+            wave = turned[s][window] * before[s][0, 0, 0][inner]
             for k, image in enumerate(images):
                 if s in image:
                     psi[k].addcmul_(wave, image[s])
-            psi = self._carried(psi)
+            psi = windows.carried(psi)
         pairs = pairs_of(range(len(sources)))
         for first in range(0, len(pairs), PAIRS_AT_ONCE):
             block = pairs[first : first + PAIRS_AT_ONCE]
@@ -315,7 +357,7 @@ class AtomWaves:
             for s in range(self.slices):
                 if started:
                     psi.mul_(through[s])
-                wave = through[s] * before[s][0, 0, 0]
+                wave = through[s] * before[s][0, 0, 0][inner]
                 bent = turned[s][window]
                 for k, (a, b) in enumerate(block):
                     if s in images[a]:
@@ -327,8 +369,8 @@ class AtomWaves:
                     if s in images[a] and s in images[b]:
                         psi[k].addcmul_(wave * images[a][s], images[b][s], value=-1)
                 if started and s < self.slices - 1:
-                    psi = self._carried(psi)
-            yield waves._seen(torch.fft.fft2(psi))[:, None] * self._amplitude
+                    psi = windows.carried(psi)
+            yield windows.seen(psi)[:, None]
 
     def _amplitudes(self, spectrum: Tensor) -> Tensor:
         """(positions, n, n) complex whose squared modulus is the pattern as parts of the beam."""
@@ -371,11 +413,6 @@ class AtomWaves:
                 self.waves.adjoint(transmission, part, spectrum, behind, self.electrons * (1 - counts / expected), gradient)
         return gradient[0]
 
-    def _carried(self, waves: Tensor) -> Tensor:
-        """(..., n, n) waves behind a slice -> before the next."""
-        result: Tensor = torch.fft.ifft2(torch.fft.fft2(waves).mul_(self.waves._transfer), norm="forward")
-        return result
-
     def _forward(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> tuple[list[Tensor], Tensor]:
         """The wave before each slice, and the exit wave's spectrum."""
         waves = self.waves
@@ -385,7 +422,7 @@ class AtomWaves:
             before.append(psi)
             psi = waves._multiply(psi.clone(), transmission[None, s], indices)
             if s < self.slices - 1:
-                psi = self._carried(psi)
+                psi = self._wide.carried(psi)
         return before, torch.fft.fft2(psi)
 
 

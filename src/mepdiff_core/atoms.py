@@ -37,6 +37,8 @@ POLISHING_PATTERNS, POLISHING_STEPS = 16, 3
 SWEEPS_FIRST, SWEEPS, CHAINS = 8, 20, 3
 HOT_FIRST, HOT = 100.0, 200.0
 SHIFTED_CHAINS = 12
+MORE_ROUNDS = 2
+"""At most, beyond those asked for, while free matter would still gain more than by chance."""
 ENOUGH_NATS = 4.0
 PERIOD_STEP_A = 0.1
 PERIODS_KEPT, JUDGED = 10, 8
@@ -111,11 +113,13 @@ class _Solver(ColumnSearch):
         found = _Found()
         search: DepthSearch | None = None
         per_round = min(c.patterns, max(12, 480 // len(model.columns)))
-        for turn in range(c.rounds):
+        for turn in range(c.rounds + MORE_ROUNDS):
             indices = self.batch(per_round)
             note = f"round {turn + 1}: what each atom does to the patterns"
             matter = yield from self._expand(model, phase, centre, indices, note)
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements)
+            if turn >= c.rounds and model.surplus(matter)[1] < SURPRISING:
+                break
             tried: list[Arrangement] = []
             rng = np.random.default_rng([c.seed, 3, turn])
             periods = self._periods(found.pool if turn > 1 else [])
@@ -148,7 +152,7 @@ class _Solver(ColumnSearch):
         phase, centre = model.even, model.even_matter
         found = _Found()
         best: Arrangement | None = None
-        for turn in range(1 + c.rounds + 1):
+        for turn in range(1 + c.rounds + MORE_ROUNDS):
             indices = self.batch(DENSITY_PATTERNS)
             note = f"round {turn}: what each atom does to the patterns" if turn else "matter along the beam"
             matter = yield from self._expand(model, phase, centre, indices, note)
@@ -157,6 +161,8 @@ class _Solver(ColumnSearch):
                 phase = model.phase_of_matter(centre)
                 continue
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements, model.stacking)
+            if turn > c.rounds and model.surplus(matter)[1] < SURPRISING:
+                break
             rng = np.random.default_rng([c.seed, 3, turn])
             period = None if model.stacking is None else model.stacking.period_A
             tried = [search.search(period, rng, HOT, SWEEPS, start) for start in (None, best) for _ in range(SHIFTED_CHAINS)]
@@ -164,7 +170,7 @@ class _Solver(ColumnSearch):
             unchanged = best is not None and found.pool[0].same_as(best)
             best = found.pool[0]
             yield from self._show(model, best, f"round {turn}", before)
-            if turn > c.rounds or (unchanged and model.excess(model.phase(best), indices)[0] < ENOUGH_NATS):
+            if turn == c.rounds + MORE_ROUNDS or (unchanged and model.excess(model.phase(best), indices)[0] < ENOUGH_NATS):
                 break
             for step in range(POLISHING_STEPS):
                 polished = polish(model.waves, model.cell(best), self.batch(POLISHING_PATTERNS), step + turn - 1)

@@ -42,8 +42,7 @@ PASSES = 3
 EVEN_SLICES = 4
 EVEN_PATTERNS, COSET_PATTERNS, FINAL_PATTERNS = 8, 12, 24
 COLUMN_ROUNDS = 3
-COPIES_PATTERNS, STACKINGS, DENSITY_PATTERNS = 96, 6, 12
-STACKINGS_STEPPED = 3
+COPIES_PATTERNS, STACKINGS, DENSITY_PATTERNS = 96, 5, 12
 PARTS_TAKEN = (0.5, 1.0)
 """Of the matter that a stacking's linear gain comes from."""
 NEARLY = 0.6
@@ -247,11 +246,8 @@ class ColumnSearch:
             yield model
         indices = self.batch(DENSITY_PATTERNS)
         fine: list[tuple[float, CrystalModel, Tensor]] = []
-        for _, model, matter in sorted(rough, key=lambda trial: trial[0]):
-            if len(fine) == STACKINGS_STEPPED:
-                break
-            if any(model.stacking is other.stacking for _, other, _ in fine):
-                continue
+        for stacking in stackings:
+            _, model, matter = min((trial for trial in rough if trial[1].stacking is stacking), key=lambda trial: trial[0])
             # a model of its own: what it keeps to draw with is large
             expansion = CrystalModel(waves, columns, model.stacking).expand(model.phase_of_matter(matter), matter, indices)
             phase = model.phase_of_matter(model.step(expansion))

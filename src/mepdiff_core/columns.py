@@ -166,7 +166,8 @@ def refine(
         images += [image * share for vector in range(2) for image in painter.stretched(vector)]
     if phase is None:
         phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
-    misfit, gradient, fisher = waves.quadratic(phase, [dict.fromkeys(everywhere, image) for image in images], indices)
+    sources = [dict.fromkeys(everywhere, image) for image in images]
+    misfit, gradient, fisher = waves.quadratic(phase, sources, indices, far=with_lattice)
 
     # priors: an amount may change by half, a shape by a fifth of the amount, a place by 0.2 Å, a lattice vector by 0.1 Å
     strength = columns.amounts[:, 0] + 0.3
