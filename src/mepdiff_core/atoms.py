@@ -42,7 +42,8 @@ MORE_ROUNDS = 2
 ENOUGH_NATS = 4.0
 PERIOD_STEP_A = 0.1
 PERIODS_KEPT, JUDGED = 10, 8
-SETTLING_PATTERNS, SETTLING_TURNS, SETTLING_TRIED, SETTLING_NATS = 96, 4, 5, 60.0
+SETTLING_PATTERNS, SCREENING_PATTERNS, SETTLING_KEPT = 96, 24, 2
+SETTLING_TURNS, SETTLING_TRIED, SETTLING_NATS = 4, 5, 60.0
 EQUAL_NATS = 5.0
 """Two answers whose exact misfits on a round's patterns differ by less are equally likely."""
 EXPLAINED_NATS, WRONG_NATS = 10.0, 60.0
@@ -118,7 +119,8 @@ class _Solver(ColumnSearch):
             note = f"round {turn + 1}: what each atom does to the patterns"
             matter = yield from self._expand(model, phase, centre, indices, note)
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements)
-            if turn >= c.rounds and model.surplus(matter)[1] < SURPRISING:
+            sure = model.surplus(matter)[1] < SURPRISING
+            if turn >= c.rounds and sure:
                 break
             tried: list[Arrangement] = []
             rng = np.random.default_rng([c.seed, 3, turn])
@@ -138,7 +140,7 @@ class _Solver(ColumnSearch):
                 phase = 0.8 * phase + 0.2 * model.even
                 centre = 0.8 * centre + 0.2 * model.even_matter
             unchanged = bool(before.pool) and best.same_as(before.pool[0])
-            if unchanged and turn > 0 and model.excess(model.phase(best), indices)[0] < ENOUGH_NATS:
+            if unchanged and turn > 0 and model.excess(model.phase(best), indices)[0] < ENOUGH_NATS and (turn == 1 or sure):
                 break
         assert search is not None
         best = self._settle_elements(search, model, found.pool[0])
@@ -161,16 +163,17 @@ class _Solver(ColumnSearch):
                 phase = model.phase_of_matter(centre)
                 continue
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements, model.stacking)
-            if turn > c.rounds and model.surplus(matter)[1] < SURPRISING:
+            sure = model.surplus(matter)[1] < SURPRISING
+            if turn > c.rounds and sure:
                 break
             rng = np.random.default_rng([c.seed, 3, turn])
             period = None if model.stacking is None else model.stacking.period_A
             tried = [search.search(period, rng, HOT, SWEEPS, start) for start in (None, best) for _ in range(SHIFTED_CHAINS)]
             before, found = found, self._judged(model, [] if best is None else [best], tried, indices)
             unchanged = best is not None and found.pool[0].same_as(best)
-            best = found.pool[0]
+            best = self._of_fewer_elements(search, model, found.pool[0], indices)
             yield from self._show(model, best, f"round {turn}", before)
-            if turn == c.rounds + MORE_ROUNDS or (unchanged and model.excess(model.phase(best), indices)[0] < ENOUGH_NATS):
+            if turn == c.rounds + MORE_ROUNDS or (unchanged and sure):
                 break
             for step in range(POLISHING_STEPS):
                 polished = polish(model.waves, model.cell(best), self.batch(POLISHING_PATTERNS), step + turn - 1)
@@ -203,6 +206,8 @@ class _Solver(ColumnSearch):
         here = DepthSearch(matter, model.columns, self.config.slice_thickness_A, self.known.elements, model.stacking)
         cell, samples = self._posterior(here, model, best, placed)
         fit = self._fit(model, phase, matter)
+        if len(self.held):
+            self.heldout = float(model.misfit(phase, self.held).mean())
         defects: list[Defect] = []
         if fit.nats < WRONG_NATS:
             defects = yield from self._defects(model, cell)
@@ -245,19 +250,34 @@ class _Solver(ColumnSearch):
         return total
 
     def _settle_elements(self, search: DepthSearch, model: CrystalModel, best: Arrangement) -> Arrangement:
-        """Elements that scatter nearly alike, compared by the model itself on more patterns than a round has."""
+        """Elements that scatter nearly alike, compared by the model itself on more patterns than a round has.
+
+        All likely changes on some of them, the best of these on all.
+        """
         indices = self.batch(SETTLING_PATTERNS)
-        energy = float(model.misfit(model.phase(best), indices).sum()) + best.prior
+        few = indices[:: SETTLING_PATTERNS // SCREENING_PATTERNS]
         for _ in range(SETTLING_TURNS):
             here = search.energy(best)
             others = sorted(search.other_elements(best), key=search.energy)[:SETTLING_TRIED]
-            near = [other for other in others if search.energy(other) - here < SETTLING_NATS]
-            energies = [float(model.misfit(model.phase(o), indices).sum()) + o.prior for o in near]
-            if not energies or min(energies) >= energy:
+            others = [other for other in others if search.energy(other) - here < SETTLING_NATS] + search.like_elements(best)
+            screened = sorted(others, key=lambda other: _energy(model, other, few))[:SETTLING_KEPT]
+            better = min([best, *screened], key=lambda other: _energy(model, other, indices))
+            if better is best:
                 break
-            energy = min(energies)
-            best = near[energies.index(energy)]
+            best = better
         return best
+
+    def _of_fewer_elements(
+        self, search: DepthSearch, model: CrystalModel, best: Arrangement, indices: Indices
+    ) -> Arrangement:
+        """Like elements made one where the model itself says so: by bins of a period, amounts are not told as sharply."""
+        while True:
+            count = len(np.unique(best.number))
+            fewer = [a for a in search.like_elements(best) if len(np.unique(a.number)) < count]
+            better = min([best, *fewer], key=lambda other: _energy(model, other, indices))
+            if better is best:
+                return best
+            best = better
 
     def _as_likely(self, model: CrystalModel, second: Arrangement, best: Arrangement) -> bool:
         """Whether more patterns than a round has leave the two equally likely."""
@@ -384,6 +404,11 @@ class _Solver(ColumnSearch):
             self.words.append(f"{count} from the repeated cell: {', '.join(map(str, defects))}")
         if alternative is not None:
             self.words.append(f"a second structure, {alternative.formula}, is equally likely")
+
+
+def _energy(model: CrystalModel, arrangement: Arrangement, indices: Indices) -> float:
+    """By the model itself, nats."""
+    return float(model.misfit(model.phase(arrangement), indices).sum()) + arrangement.prior
 
 
 def _period(value: float) -> float | None:

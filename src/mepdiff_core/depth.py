@@ -29,8 +29,9 @@ HEAVY = 6.0
 """Matter, in oxygen atoms, above which a column's waves are followed to second order: below, that adds no nat."""
 ATOM_COST, ELEMENT_COST = 6.0, 5.0
 """Nats that an atom, and that another element, must gain: about what a free depth and a free choice of element cost."""
-ELEMENTS_BESIDE = 3
-"""Elements this near in the periodic table's order are compared at the end: they scatter nearly alike."""
+ELEMENTS_BESIDE, NEIGHBOURS = 3, 2
+"""Elements this near in the periodic table's order are compared at the end, the next ones by the model itself: they scatter
+nearly alike."""
 SHORTEST_PERIOD_A = 2.2
 PERIOD_STEP_A = 0.01
 """Of the periods that are compared once the slices are known."""
@@ -365,7 +366,7 @@ class DepthSearch:
         return self.matter.at(matter_of_atoms(arrangement, columns, width - FEATURES + 1)) + arrangement.prior
 
     def other_elements(self, arrangement: Arrangement) -> list[Arrangement]:
-        """The same places with an element, or a single atom, made another, or like elements made one."""
+        """The same places with an element, or a single atom, made another."""
         used = np.unique(arrangement.number)
         changed = [
             np.where(arrangement.number == old, new, arrangement.number)
@@ -378,13 +379,29 @@ class DepthSearch:
                 numbers = arrangement.number.copy()
                 numbers[atom] = new
                 changed.append(numbers)
-        for target in self.numbers:
-            near = np.abs(arrangement.number - target) <= ELEMENTS_BESIDE
-            if len(np.unique(arrangement.number[near])) > 1:
-                changed.append(np.where(near, target, arrangement.number))
+        return self._renumbered(arrangement, changed)
+
+    def like_elements(self, arrangement: Arrangement) -> list[Arrangement]:
+        """The same places with like elements made one of them, or an element made one of its next neighbours."""
+        number = arrangement.number
+        used = np.unique(number)
+        changed = []
+        for target in used:
+            near = np.abs(number - target) <= ELEMENTS_BESIDE
+            if len(np.unique(number[near])) > 1:
+                changed.append(np.where(near, target, number))
+        for old in used:
+            beside = self.numbers[(np.abs(self.numbers - old) <= NEIGHBOURS) & (self.numbers != old)]
+            changed += [np.where(number == old, new, number) for new in beside]
+        return self._renumbered(arrangement, changed)
+
+    def _renumbered(self, arrangement: Arrangement, numbers: Sequence[npt.NDArray[np.int64]]) -> list[Arrangement]:
+        """The arrangement with other elements, each once."""
+        count = len(np.unique(arrangement.number))
         cost = 0.0 if self.known else ELEMENT_COST
+        different = {n.tobytes(): n for n in numbers}.values()
         return [
-            replace(arrangement, number=n, prior=arrangement.prior + cost * (len(np.unique(n)) - len(used))) for n in changed
+            replace(arrangement, number=n, prior=arrangement.prior + cost * (len(np.unique(n)) - count)) for n in different
         ]
 
     def _label(self, start: Arrangement | None, slots: Slots) -> npt.NDArray[np.int64]:

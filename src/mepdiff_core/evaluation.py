@@ -23,7 +23,7 @@ from mepdiff_core.simulate import SimulationConfig, simulate_steps
 
 METRICS = (
     *("ssim_2d", "ssim_3d", "ssim_atoms", "psnr_dB", "nrmse", "nrmse_atoms", "depth_correlation"),
-    *("r_factor", "r_heldout", "deviance", "deviance_heldout"),
+    *("r_factor", "r_heldout", "deviance", "deviance_heldout", "deviance_own_heldout"),
 )
 COLUMNS = ("crystal", "axis", "method", *METRICS, "seconds", "network_calls", "failure_class", "error")
 HELDOUT_FRACTION = 0.05
@@ -225,6 +225,25 @@ def summarize(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list
     return summary
 
 
+def preferred(rows: Sequence[Mapping[str, Any]]) -> str:
+    """In words, which of several answers for one scan the patterns held out prefer; "" where they can't say.
+
+    Each answer is judged by the better of two models: the common one of volumes, and the one that made it.
+    """
+    deviances = {
+        r["method"]: min(float(r[name]) for name in ("deviance_heldout", "deviance_own_heldout") if r.get(name) is not None)
+        for r in rows
+        if r.get("deviance_heldout") is not None
+    }
+    if len(deviances) < 2:
+        return ""
+    (best, least), (second, next_) = sorted(deviances.items(), key=lambda item: item[1])[:2]
+    words = f"The patterns held out prefer {best}: deviance {least:.4f} a pixel against {next_:.4f} of {second}."
+    if best != "crystal" and "crystal" in deviances:
+        words += f" The crystal solver's, {deviances['crystal']:.4f}, is above a baseline's: do not believe its atoms."
+    return words
+
+
 def _write_summary(
     out: Path, cases: Sequence[Case], methods: Sequence[str], rows: Sequence[Mapping[str, Any]], request: Mapping[str, Any]
 ) -> None:
@@ -253,7 +272,8 @@ def _write_summary(
         figure = figures.slices_figure(volumes, scan.truth.phase, scan.truth.voxel_size_A)
         png = save_figure(figure, out / f"slices_{case.name}.png")
         caption = f"{scan.info.get('formula')} along {case.axis}: slices from the entrance face (left) down, one grey scale."
-        sections.append((f"{case.path.stem}, {case.axis}", figure_block(png, caption)))
+        words = preferred([r for r in rows if (r["crystal"], r["axis"]) == (case.path.stem, case.axis) and not r["error"]])
+        sections.append((f"{case.path.stem}, {case.axis}", f"<p>{words}</p>{figure_block(png, caption)}"))
     lead = (
         f"{len(cases)} specimens, {len(methods)} methods; simulated with abTEM at 0.1 Å, modelled at the detector's pixel."
     )

@@ -29,6 +29,7 @@ COLUMNS = {
     "r_heldout": ("R held out", 4),
     "deviance": ("deviance", 4),
     "deviance_heldout": ("deviance held out", 4),
+    "deviance_own_heldout": ("deviance held out, own model", 4),
     "steps": ("steps", 0),
     "seconds": ("seconds", 0),
 }

@@ -324,8 +324,10 @@ class Run:
         if isinstance(last, CrystalState) and answer is not None:  # files round
             answer = replace(answer, cell=last.cell, alternative=last.alternative, defects=last.defects)
         if answer is not None:
-            losses = {"loss": float(row["loss"]), "loss_heldout": float(row["heldout"]) if row["heldout"] != "" else None}
-            self.metrics |= losses | {"verdict": answer.verdict}
+            held = float(row["heldout"]) if row["heldout"] != "" else None
+            own = None if held is None else 2 * held / self.scan.n_pixels**2
+            self.metrics |= {"loss": float(row["loss"]), "loss_heldout": held, "deviance_own_heldout": own}
+            self.metrics["verdict"] = answer.verdict
         self.folder.write_metrics(self.metrics)
         write_report(
             self.folder.path,
