@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import TypeVar
 
@@ -85,6 +86,19 @@ class _Windows:
         return result
 
 
+@dataclass(frozen=True)
+class Imaging:
+    """What a scan's file may not know.
+
+    Attributes:
+        overfocus_A: beyond that of the scan's probe, Å.
+        thermal_A: root of the atoms' mean square displacement along one axis, Å.
+    """
+
+    overfocus_A: float = 0.0
+    thermal_A: float = 0.0
+
+
 class AtomWaves:
     """Predicts patterns of a crystal drawn from atoms.
 
@@ -93,6 +107,7 @@ class AtomWaves:
         slices: number of slices; slice_thickness_A: their thickness, Å.
         background_electrons: a pixel.
         device: where to compute.
+        imaging: what is known beyond the scan.
 
     Attributes:
         positions_A: (positions, 2) of the beam as (y, x).
@@ -107,7 +122,9 @@ class AtomWaves:
         slice_thickness_A: float,
         background_electrons: float = BACKGROUND_ELECTRONS,
         device: torch.device | str = "cpu",
+        imaging: Imaging = Imaging(),
     ) -> None:
+        self.scan, self.imaging = scan, imaging
         n, pixel = scan.n_pixels, scan.pixel_size_A
         quarter = math.ceil(4 * pixel / MODEL_A - 1e-9)  # model pixels along four of the detector's
         while (WINDOW * n * quarter) % 8:
@@ -127,16 +144,16 @@ class AtomWaves:
         self.slices, self.slice_thickness_A = slices, slice_thickness_A
         self.device = torch.device(device)
         self._limit = torch.as_tensor(self._bandwidth(self.waves_grid), dtype=torch.float32, device=self.device)
-        self.renderer = Renderer(
-            (self.drawn, self.drawn), self.drawn_pixel_A, slices, slice_thickness_A, scan.optics.energy_eV, device
+        self.renderer, self._flat = (
+            Renderer((self.drawn, self.drawn), self.drawn_pixel_A, *depth, scan.optics.energy_eV, device, imaging.thermal_A)
+            for depth in ((slices, slice_thickness_A), (1, 1.0))
         )
-        self._flat = Renderer((self.drawn, self.drawn), self.drawn_pixel_A, 1, 1.0, scan.optics.energy_eV, device)
         self.positions_A = np.asarray(scan.positions_A, np.float64)
         position = (self.positions_A - self.origin_A) / self.model_pixel_A
         nearest = np.round(position).astype(np.int64)
         transfer = propagator(scan.optics.energy_eV, self.grid, self.model_pixel_A, slice_thickness_A)
         self.waves = Multislice(
-            _probe(scan, self.grid, self.model_pixel_A),
+            _probe(scan, self.grid, self.model_pixel_A, imaging.overfocus_A),
             transfer * self._bandwidth(self.grid),
             nearest - self.grid // 2,
             position - nearest,
@@ -152,6 +169,11 @@ class AtomWaves:
         self._wide, self._narrow = (
             _Windows(self.waves, n, side, self._amplitude) for side in (self.grid, self.grid // NARROWER)
         )
+
+    def with_imaging(self, imaging: Imaging) -> AtomWaves:
+        """The same, imaged otherwise."""
+        electrons = self.background * self.electrons
+        return AtomWaves(self.scan, self.slices, self.slice_thickness_A, electrons, self.device, imaging)
 
     def _bandwidth(self, grid: int) -> npt.NDArray[np.bool_]:
         ky, kx = frequencies(grid, self.model_pixel_A)
@@ -426,7 +448,17 @@ class AtomWaves:
         return before, torch.fft.fft2(psi)
 
 
-def _probe(scan: Scan, grid: int, pixel_A: float) -> npt.NDArray[np.complexfloating]:
+def _probe(scan: Scan, grid: int, pixel_A: float, overfocus_A: float) -> npt.NDArray[np.complexfloating]:
+    """The scan's probe on the model's grid, farther from its crossover by ``overfocus_A``."""
+    probe = _given_probe(scan, grid, pixel_A)
+    if not overfocus_A:
+        return probe
+    farther = propagator(scan.optics.energy_eV, grid, pixel_A, overfocus_A)
+    spectrum = np.fft.fft2(np.fft.ifftshift(probe, axes=(-2, -1)))
+    return np.asarray(np.fft.fftshift(np.fft.ifft2(spectrum * farther), axes=(-2, -1)))
+
+
+def _given_probe(scan: Scan, grid: int, pixel_A: float) -> npt.NDArray[np.complexfloating]:
     """The scan's probe on the model's grid: its optics', or its own put into the wider window and refined."""
     if scan.probe is None:
         return make_probe(scan.optics, grid, pixel_A)[None]

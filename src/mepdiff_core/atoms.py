@@ -15,13 +15,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.batches import Indices
-from mepdiff_core.column_search import COPIES_PATTERNS, DENSITY_PATTERNS, EVEN_PATTERNS, SHIFTING, ColumnSearch
+from mepdiff_core.column_search import COPIES_PATTERNS, DENSITY_PATTERNS, EVEN_PATTERNS, ColumnSearch
 from mepdiff_core.columns import add_missing
 from mepdiff_core.config import check
 from mepdiff_core.crystal_model import CrystalModel
+from mepdiff_core.crystal_verdict import SURPRISING, WRONG_NATS, Evidence, Fit, limits
 from mepdiff_core.defects import Defect, find_defects, with_defects
 from mepdiff_core.depth import SHORTEST_PERIOD_A, Arrangement, DepthSearch, Matter, Repeat, shortest_repeat
+from mepdiff_core.imaging import preferred_slices, refine_imaging
 from mepdiff_core.polish import draw_cell, polish
 from mepdiff_core.projection import illumination
 from mepdiff_core.renderer import Renderer
@@ -46,10 +49,6 @@ SETTLING_PATTERNS, SCREENING_PATTERNS, SETTLING_KEPT = 96, 24, 2
 SETTLING_TURNS, SETTLING_TRIED, SETTLING_NATS = 4, 5, 60.0
 EQUAL_NATS = 5.0
 """Two answers whose exact misfits on a round's patterns differ by less are equally likely."""
-EXPLAINED_NATS, WRONG_NATS = 10.0, 60.0
-"""Nats a pattern above counting statistics below which patterns are explained, and above which the structure is wrong."""
-SURPRISING = 4.0
-"""Standard deviations of gain by free matter from which on an answer is doubted."""
 MARGIN_A = 4.0
 
 
@@ -81,21 +80,6 @@ class _Found:
 
     pool: list[Arrangement] = field(default_factory=list)
     exact: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """How well an answer explains the patterns.
-
-    Attributes:
-        nats, error: of misfit above counting statistics, a pattern, and the mean's standard error.
-        surplus, deviations: nats a pattern that free matter would gain beyond chance, and its size in standard deviations.
-    """
-
-    nats: float
-    error: float
-    surplus: float
-    deviations: float
 
 
 class _Solver(ColumnSearch):
@@ -135,6 +119,8 @@ class _Solver(ColumnSearch):
             found = self._judged(model, before.pool, tried, indices)
             best = found.pool[0]
             yield from self._show(model, best, f"round {turn + 1}", before)
+            if turn == 0:
+                model = self._imaged(model, best)
             phase, centre = model.phase(best), model.matter(best)
             if turn == 0 and c.rounds > 1:  # half-way states keep the next linear model honest about what may be wrong
                 phase = 0.8 * phase + 0.2 * model.even
@@ -175,6 +161,8 @@ class _Solver(ColumnSearch):
             yield from self._show(model, best, f"round {turn}", before)
             if turn == c.rounds + MORE_ROUNDS or (unchanged and sure):
                 break
+            if turn == 1:
+                model = self._imaged(model, best)
             for step in range(POLISHING_STEPS):
                 polished = polish(model.waves, model.cell(best), self.batch(POLISHING_PATTERNS), step + turn - 1)
                 model, best = model.settled(best, polished.cell)
@@ -200,12 +188,15 @@ class _Solver(ColumnSearch):
     def _finish(self, model: CrystalModel, repeat: Repeat, found: _Found) -> Iterator[CrystalState]:
         """The last state: the answer, its spread, and the limits."""
         best = repeat.arrangement
+        model = self._imaged(model, best)
         placed = polish(model.waves, model.cell(best), self.batch(POLISHING_PATTERNS), POLISHING_STEPS).cell
         phase, indices = draw_cell(model.waves, placed), self.batch(DENSITY_PATTERNS)
         matter = yield from self._expand(model, phase, model.matter(best), indices, "what the patterns leave open")
         here = DepthSearch(matter, model.columns, self.config.slice_thickness_A, self.known.elements, model.stacking)
         cell, samples = self._posterior(here, model, best, placed)
-        fit = self._fit(model, phase, matter)
+        held = self.held if len(self.held) else self.batch(EVEN_PATTERNS)
+        surplus, deviations = model.surplus(matter)
+        fit = Fit(*model.excess(phase, held), surplus / len(indices), deviations, len(self.held) > 0)
         if len(self.held):
             self.heldout = float(model.misfit(phase, self.held).mean())
         defects: list[Defect] = []
@@ -215,16 +206,36 @@ class _Solver(ColumnSearch):
         rest = zip(found.pool[1:], found.exact[1:], strict=True)
         second = next((a for a, e in rest if e - found.exact[0] < EQUAL_NATS and not a.same_as(best)), None)
         alternative = None if second is None or not self._as_likely(model, second, best) else model.cell(second)
-        self._judge(fit, repeat, alternative, defects)
+        evidence = Evidence(
+            fit,
+            periodic=best.period_A is not None,
+            periods_A=repeat.periods_A,
+            change=self.change,
+            imaging=model.waves.imaging,
+            overfocus_spread_A=self.overfocus_spread_A,
+            thickness_A=self.thickness_A,
+            preferred_thickness_A=self._preferred_thickness(model, cell),
+            defects=tuple(defects),
+            alternative=None if alternative is None else alternative.formula,
+        )
+        words = limits(evidence)
         yield from self.emit(
             "posterior",
-            "; ".join(self.words),
+            "; ".join(words),
             cell=cell,
             samples=samples,
             alternative=alternative,
             defects=tuple(defects),
-            verdict=". ".join(w[0].upper() + w[1:] for w in self.words) + ".",
+            verdict=". ".join(w[0].upper() + w[1:] for w in words) + ".",
         )
+
+    def _imaged(self, model: CrystalModel, best: Arrangement) -> CrystalModel:
+        """The model with the overfocus and the thermal motion that the patterns prefer."""
+        refined = refine_imaging(
+            model.waves, lambda w: replace(model, waves=w).phase(best), self.batch(POLISHING_PATTERNS), thermal=True
+        )
+        self.overfocus_spread_A = refined.overfocus_spread_A
+        return model if refined.waves is model.waves else replace(model, waves=refined.waves)
 
     def _with_missing(self, model: CrystalModel, best: Arrangement) -> tuple[CrystalModel, Tensor, Array]:
         """With columns that the patterns miss, even along the beam; the phase, and the matter."""
@@ -368,42 +379,16 @@ class _Solver(ColumnSearch):
         volumes = [self._draw_volume(cell if d.same_as(best) else model.cell(d)) for d in draws[: self.config.samples]]
         return cell, np.stack(volumes)
 
-    def _fit(self, model: CrystalModel, phase: Tensor, matter: Matter) -> _Fit:
-        """How well the answer explains the patterns held out, and what free matter would still gain."""
-        indices = self.held if len(self.held) else self.batch(EVEN_PATTERNS)
-        surplus, deviations = model.surplus(matter)
-        return _Fit(*model.excess(phase, indices), surplus / DENSITY_PATTERNS, deviations)
+    def _preferred_thickness(self, model: CrystalModel, cell: UnitCell) -> float:
+        """Å, by whole slices: the given one, or one slice more or less where that explains much more."""
+        if not cell.periodic_along_beam:
+            return self.thickness_A
 
-    def _judge(self, fit: _Fit, repeat: Repeat, alternative: UnitCell | None, defects: Sequence[Defect]) -> None:
-        """The honest limits, in words."""
-        best = repeat.arrangement
-        kind = "held-out patterns" if len(self.held) else "patterns"
-        nats = f"{fit.nats:.0f} ± {fit.error:.0f} nats a pattern above counting statistics"
-        if fit.nats < EXPLAINED_NATS:
-            self.words.append(f"{kind} are explained: {nats}")
-        elif fit.nats < WRONG_NATS:
-            self.words.append(f"{kind} are nearly explained: {nats}, some atoms are wrong")
-        else:
-            self.words.append(f"{kind} are not explained: {nats}; the structure is wrong")
-        if fit.deviations > SURPRISING and fit.nats < WRONG_NATS:
-            self.words.append(
-                f"yet free matter would gain {fit.surplus:.1f} nats a pattern more than by chance"
-                f" ({fit.deviations:.0f} standard deviations), so some atoms or elements are not right"
-            )
-        if best.period_A is None:
-            self.words.append("no period along the beam was found within the thickness")
-        elif repeat.periods_A is not None:
-            low, high = repeat.periods_A
-            self.words.append(f"periods along the beam from {low:.2f} to {high:.2f} Å put the atoms into the same slices")
-        if self.change > SHIFTING and fit.nats >= EXPLAINED_NATS:
-            self.words.append(
-                f"columns differ by {100 * self.change:.0f} % from cell to cell, which this structure does not explain"
-            )
-        if defects:
-            count = f"{len(defects)} sites differ" if len(defects) > 1 else "one site differs"
-            self.words.append(f"{count} from the repeated cell: {', '.join(map(str, defects))}")
-        if alternative is not None:
-            self.words.append(f"a second structure, {alternative.formula}, is equally likely")
+        def draw(waves: AtomWaves) -> Tensor:
+            return draw_cell(waves, replace(cell, thickness_A=waves.slices * waves.slice_thickness_A))
+
+        slices, gain = preferred_slices(model.waves, draw, self.batch(POLISHING_PATTERNS))
+        return slices * model.waves.slice_thickness_A if gain > SETTLING_NATS else self.thickness_A
 
 
 def _energy(model: CrystalModel, arrangement: Arrangement, indices: Indices) -> float:

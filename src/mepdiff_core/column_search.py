@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.batches import Indices, split_patterns
 from mepdiff_core.columns import Columns, Painter, add_missing, drop_empty, refine, split_cosets, widen
 from mepdiff_core.crystal_model import CrystalModel
+from mepdiff_core.crystal_verdict import SHIFTING
 from mepdiff_core.element_features import element_table
 from mepdiff_core.errors import InputError
 from mepdiff_core.forward import object_field
+from mepdiff_core.imaging import refine_imaging
 from mepdiff_core.projection import illumination, project
 from mepdiff_core.scan import Scan, specimen_slices
 from mepdiff_core.settings import CrystalConfig, parse_composition
@@ -47,9 +49,9 @@ PARTS_TAKEN = (0.5, 1.0)
 """Of the matter that a stacking's linear gain comes from."""
 NEARLY = 0.6
 """Stackings that gain less than this part of the best are not tried."""
+EVEN_OVERFOCUS_A = 2.0
+"""Columns that are even along the beam tell the overfocus to about half an Å; less than this is left for the atoms."""
 LATTICE_TOLERANCE = 0.03
-SHIFTING = 0.08
-"""Change of the columns from cell to cell above which cells are taken to differ, in turns or by a shift."""
 STEPS_AT_MOST = PASSES + 1 + 4 + 4 * COLUMN_ROUNDS + 4
 ROUND_STEPS = 10
 
@@ -95,7 +97,7 @@ class ColumnSearch:
     loss: float = float("nan")
     heldout: float | None = None
     change: float = 0.0
-    words: list[str] = field(default_factory=list)
+    overfocus_spread_A: float = float("nan")
 
     def __post_init__(self) -> None:
         c, scan = self.config, self.scan
@@ -158,6 +160,7 @@ class ColumnSearch:
             columns = result
             self._show_even(even, columns)
             yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
+        even, waves = self._focused(columns, even, waves)
         if self.change > SHIFTING:
             note, matrix, gains, stackings = self._how_cells_differ(columns, waves)
             yield from self.emit("columns", note)
@@ -208,6 +211,17 @@ class ColumnSearch:
             result = refine(even, columns, self.batch(EVEN_PATTERNS), with_lattice=turn > 0)
             columns, self.loss = result.columns, result.misfit / EVEN_PATTERNS
             yield columns
+
+    def _focused(self, columns: Columns, even: AtomWaves, waves: AtomWaves) -> tuple[AtomWaves, AtomWaves]:
+        """The models with the overfocus that the columns prefer, if it is far from the scan's."""
+
+        def draw(model: AtomWaves) -> Tensor:
+            return (Painter(model, columns).flat() / model.slices)[None].repeat(model.slices, 1, 1)
+
+        imaging = refine_imaging(waves, draw, self.batch(EVEN_PATTERNS), thermal=False).waves.imaging
+        if abs(imaging.overfocus_A) < EVEN_OVERFOCUS_A:
+            return even, waves
+        return even.with_imaging(imaging), waves.with_imaging(imaging)
 
     def _how_cells_differ(
         self, columns: Columns, waves: AtomWaves

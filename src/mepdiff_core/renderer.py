@@ -54,6 +54,8 @@ class Renderer:
         slices: number of slices; slice_thickness_A: their thickness, Å.
         energy_eV: beam energy, eV.
         device: torch device.
+        thermal_A: root of the atoms' mean square displacement along one axis, Å: each is blurred by a Gaussian of that width
+            (Kirkland (2010), section 6.9).
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Renderer:
         slice_thickness_A: float,
         energy_eV: float = 300e3,
         device: torch.device | str = "cpu",
+        thermal_A: float = 0.0,
     ) -> None:
         self.pixels, self.pixel_size_A = pixels, pixel_size_A
         self.slices, self.slice_thickness_A = slices, slice_thickness_A
@@ -76,6 +79,8 @@ class Renderer:
         pixel = np.sin(k) / k
         pixel[0, 0] = 1.0
         self._scale = interaction_constant(energy_eV) * PROJECTED_V_A2 / (pixel * pixel_size_A**2)
+        blur = np.exp(-2 * np.pi**2 * thermal_A**2 * self._k2).astype(np.float32)
+        self._blur = torch.as_tensor(blur, device=self.device) if thermal_A else None
         self._factors = torch.zeros((104, *self._k2.shape), device=self.device)
         self._known: set[int] = set()
 
@@ -114,6 +119,8 @@ class Renderer:
             deltas = self._deltas(positions[:, 1:] / self.pixel_size_A, grid, len(grids))
             spectrum = torch.fft.rfft2(deltas)
             factors = self._factors[torch.as_tensor(grids % 104, device=self.device)]
+            if self._blur is not None:
+                factors = factors * self._blur
             torch.view_as_real(spectrum).mul_(factors[..., None])  # a real factor need not become complex first
             out.index_add_(0, torch.as_tensor(grids // 104, device=self.device), spectrum)
         volume: Tensor = torch.fft.irfft2(out, s=self.pixels)
@@ -125,10 +132,10 @@ class Renderer:
         return self._factors[number]
 
     def spectrum(self, position_px: npt.NDArray[np.floating], weights: npt.NDArray[np.floating] | None = None) -> Tensor:
-        """(y, x // 2 + 1) transform of deltas at (n, 2) places in pixels, each of weight 1 or its own."""
+        """(y, x // 2 + 1) transform of deltas at (n, 2) places in pixels, each of weight 1 or its own, blurred."""
         one_grid = np.zeros(len(position_px), np.int64)
         result: Tensor = torch.fft.rfft2(self._deltas(np.asarray(position_px, np.float64), one_grid, 1, weights)[0])
-        return result
+        return result if self._blur is None else result * self._blur
 
     def _deltas(
         self,
