@@ -320,7 +320,7 @@ def test_a_probe_of_its_own_is_put_into_the_wider_window(clean: Scan, phase: tor
 def test_narrow_windows_lose_little_of_an_atom(noisy: AtomWaves, phase: torch.Tensor) -> None:
     """What one atom does is the same to 1 % of its deviation; a lattice that stretches needs wide ones."""
     sources = example_sources(noisy)
-    _, wide, fisher = noisy.quadratic(phase, sources, SOME, [[0, 2]], far=True)
+    _, wide, fisher = noisy.quadratic(phase, sources, SOME, [[0, 2]], far=range(3))
     _, narrow, narrow_fisher = noisy.quadratic(phase, sources, SOME, [[0, 2]])
     deviation = np.sqrt(np.diag(fisher))
     assert (narrow != wide).any()

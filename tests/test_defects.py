@@ -36,7 +36,7 @@ def run(waves: AtomWaves, cell: UnitCell, scan: Scan) -> list[Defect]:
 
 @pytest.fixture(scope="module")
 def config() -> SimulationConfig:
-    return SimulationConfig(scan_shape=(12, 12), thickness_A=THICKNESS, origin_A=(1.1, 2.0, 1.7), seed=1)
+    return SimulationConfig(scan_shape=(9, 9), thickness_A=THICKNESS, origin_A=(1.1, 2.0, 1.7), seed=1)
 
 
 def large(perovskite: Crystal) -> Crystal:

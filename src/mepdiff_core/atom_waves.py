@@ -12,7 +12,7 @@ Fisher information of the Poisson likelihood by the amount of matter in every sl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
@@ -255,7 +255,7 @@ class AtomWaves:
         sources: Sources,
         indices: npt.NDArray[np.integer],
         groups: Sequence[Sequence[int]] = (),
-        far: bool = False,
+        far: Collection[int] = (),
     ) -> tuple[float, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """The misfit around a crystal, to second order in its parameters; results of several sets of patterns add up.
 
@@ -265,7 +265,7 @@ class AtomWaves:
             indices: which patterns.
             groups: sources whose waves are followed to second order: the product of each two of a group, and half of each
                 square, is a parameter of its own, after the others, in the order of ``pairs_of``.
-            far: atoms far from the beam count for much, as they do for a lattice that stretches: wide windows for all.
+            far: sources for which atoms far from the beam count, as they do for a lattice that stretches: wide windows.
 
         Returns:
             Misfit in nats; its gradient (parameters,); its curvature (parameters, parameters), close to the Fisher
@@ -275,8 +275,15 @@ class AtomWaves:
         images = {id(image): image for source in sources for image in source.values()}
         planes = {key: self.to_model(image) for key, image in images.items()}
         order = sorted(range(len(sources)), key=lambda p: min(sources[p], default=self.slices))
+        blocks = [
+            (windows, some[first : first + SOURCES_AT_ONCE])
+            for windows, some in (
+                (self._narrow, [p for p in order if p not in far]),
+                (self._wide, [p for p in order if p in far]),
+            )
+            for first in range(0, len(some), SOURCES_AT_ONCE)
+        ]
         followed = {p for group in groups for p in group}
-        windows = self._wide if far else self._narrow
         turned = 1j * transmission  # a phase of 1 rad at slice s adds i T psi there
 
         def work(part: npt.NDArray[np.integer]) -> tuple[float, Tensor, Tensor]:
@@ -288,8 +295,7 @@ class AtomWaves:
             count = len(sources) + sum(len(pairs_of(group)) for group in groups)
             rows = torch.zeros(count, *expected.shape, device=self.device)
             kept: dict[int, Tensor] = {}
-            for first in range(0, len(order), SOURCES_AT_ONCE):
-                block = order[first : first + SOURCES_AT_ONCE]
+            for windows, block in blocks:
                 seen = self._added(windows, transmission, turned, before, part, [sources[p] for p in block], planes)
                 rows[block] = seen.real * twice.real + seen.imag * twice.imag
                 kept |= {p: wave for p, wave in zip(block, seen, strict=True) if p in followed}
@@ -299,7 +305,7 @@ class AtomWaves:
                 for j in range(len(part)):
                     here = [wave[:, j : j + 1] for wave in before]
                     done = first
-                    for seen in self._added_by_pairs(windows, transmission, turned, here, part[j], members, planes):
+                    for seen in self._added_by_pairs(self._narrow, transmission, turned, here, part[j], members, planes):
                         wave = twice[j : j + 1]
                         rows[done : done + len(seen), j : j + 1] = seen.real * wave.real + seen.imag * wave.imag
                         done += len(seen)
@@ -402,7 +408,10 @@ class AtomWaves:
         return (amplitude.real.square() + amplitude.imag.square() + self.background) * self.electrons
 
     def _shared_out(
-        self, work: Callable[[npt.NDArray[np.integer]], Result], indices: npt.NDArray[np.integer]
+        self,
+        work: Callable[[npt.NDArray[np.integer]], Result],
+        indices: npt.NDArray[np.integer],
+        size: int = PATTERNS_AT_ONCE,
     ) -> list[Result]:
         """``work`` on a few patterns at a time; on a CPU in as many threads as torch has, each working alone.
 
@@ -413,7 +422,7 @@ class AtomWaves:
             with torch.no_grad():
                 return work(part)
 
-        parts, threads = _chunks(indices, PATTERNS_AT_ONCE), torch.get_num_threads()
+        parts, threads = _chunks(indices, size), torch.get_num_threads()
         if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
             return [quietly(part) for part in parts]
         torch.set_num_threads(1)
@@ -426,14 +435,17 @@ class AtomWaves:
     def gradient(self, phase: Tensor, indices: npt.NDArray[np.integer]) -> Tensor:
         """(slices, y, x) derivative of the misfit by the phase at the model's pixel, nats/rad."""
         transmission = self.transmission(phase)[None]
-        gradient = torch.zeros(transmission.shape, device=self.device)
-        with torch.no_grad():
-            for part in _chunks(indices, PATTERNS_AT_ONCE):
-                spectrum, behind = self.waves.exit_spectrum(transmission, part, keep=True)
+
+        def work(part: npt.NDArray[np.integer]) -> Tensor:
+            gradient = torch.zeros(transmission.shape, device=self.device)
+            for few in _chunks(part, PATTERNS_AT_ONCE):
+                spectrum, behind = self.waves.exit_spectrum(transmission, few, keep=True)
                 expected = self.waves.intensity(spectrum) + self.background
-                counts = self.counts[torch.as_tensor(part, device=self.device)] / self.electrons
-                self.waves.adjoint(transmission, part, spectrum, behind, self.electrons * (1 - counts / expected), gradient)
-        return gradient[0]
+                counts = self.counts[torch.as_tensor(few, device=self.device)] / self.electrons
+                self.waves.adjoint(transmission, few, spectrum, behind, self.electrons * (1 - counts / expected), gradient)
+            return gradient[0]
+
+        return torch.stack(self._shared_out(work, indices, 8 * PATTERNS_AT_ONCE)).sum(0)
 
     def _forward(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> tuple[list[Tensor], Tensor]:
         """The wave before each slice, and the exit wave's spectrum."""

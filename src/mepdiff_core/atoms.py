@@ -40,12 +40,13 @@ POLISHING_PATTERNS, POLISHING_STEPS = 16, 3
 SWEEPS_FIRST, SWEEPS, CHAINS = 8, 20, 3
 HOT_FIRST, HOT = 100.0, 200.0
 SHIFTED_CHAINS = 12
+DEFECT_PATTERNS = 160
 MORE_ROUNDS = 2
 """At most, beyond those asked for, while free matter would still gain more than by chance."""
 ENOUGH_NATS = 4.0
 PERIOD_STEP_A = 0.1
 PERIODS_KEPT, JUDGED = 10, 8
-SETTLING_PATTERNS, SCREENING_PATTERNS, SETTLING_KEPT = 96, 24, 2
+SETTLING_PATTERNS, SCREENING_PATTERNS, SETTLING_KEPT, SCREENED_NATS = 96, 16, 2, 20.0
 SETTLING_TURNS, SETTLING_TRIED, SETTLING_NATS = 4, 5, 60.0
 EQUAL_NATS = 5.0
 """Two answers whose exact misfits on a round's patterns differ by less are equally likely."""
@@ -267,12 +268,16 @@ class _Solver(ColumnSearch):
         """
         indices = self.batch(SETTLING_PATTERNS)
         few = indices[:: SETTLING_PATTERNS // SCREENING_PATTERNS]
+        at_few = _energy(model, best, few)
         for _ in range(SETTLING_TURNS):
             here = search.energy(best)
             others = sorted(search.other_elements(best), key=search.energy)[:SETTLING_TRIED]
             others = [other for other in others if search.energy(other) - here < SETTLING_NATS] + search.like_elements(best)
-            screened = sorted(others, key=lambda other: _energy(model, other, few))[:SETTLING_KEPT]
-            better = min([best, *screened], key=lambda other: _energy(model, other, indices))
+            screened = sorted(((_energy(model, other, few), i) for i, other in enumerate(others)))[:SETTLING_KEPT]
+            rivals = [(value, others[i]) for value, i in screened if value < at_few + SCREENED_NATS]
+            if not rivals:
+                break
+            at_few, better = min([(at_few, best), *rivals], key=lambda pair: _energy(model, pair[1], indices))
             if better is best:
                 break
             best = better
@@ -310,9 +315,9 @@ class _Solver(ColumnSearch):
         return [*grid.tolist(), np.nan]
 
     def _defects(self, model: CrystalModel, cell: UnitCell) -> Generator[CrystalState, None, list[Defect]]:
-        """Sites that differ from the cell, looked for in all patterns of the fit."""
+        """Sites that differ from the cell, looked for in some of the patterns."""
         where, pixel = np.asarray(self.field.origin_A), self.scan.pixel_size_A
-        search = find_defects(model.waves, cell, illumination(self.scan), where, pixel, np.sort(self.fit))
+        search = find_defects(model.waves, cell, illumination(self.scan), where, pixel, self.batch(DEFECT_PATTERNS))
         while True:
             try:
                 done = next(search)

@@ -258,7 +258,7 @@ class ColumnSearch:
                 matter[:, : model.bins] += part * added_matter(gains, stacking, model.bins)
                 rough.append((cost(model, model.phase_of_matter(matter)), model, matter))
             yield model
-        indices = self.batch(DENSITY_PATTERNS)
+        indices = self.batch(EVEN_PATTERNS)
         fine: list[tuple[float, CrystalModel, Tensor]] = []
         for stacking in stackings:
             _, model, matter = min((trial for trial in rough if trial[1].stacking is stacking), key=lambda trial: trial[0])

@@ -167,7 +167,9 @@ def refine(
     if phase is None:
         phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
     sources = [dict.fromkeys(everywhere, image) for image in images]
-    misfit, gradient, fisher = waves.quadratic(phase, sources, indices, far=with_lattice)
+    misfit, gradient, fisher = waves.quadratic(
+        phase, sources, indices, far=range(len(sources) - 4 * with_lattice, len(sources))
+    )
 
     # priors: an amount may change by half, a shape by a fifth of the amount, a place by 0.2 Å, a lattice vector by 0.1 Å
     strength = columns.amounts[:, 0] + 0.3

@@ -57,7 +57,8 @@ def polish(waves: AtomWaves, cell: UnitCell, indices: npt.NDArray[np.integer], t
         sources.append(copied.deepened(range(n), lambda cells, turns: cells[:, 0], passing))
         sources.append(copied.deepened(range(n), lambda cells, turns: cells[:, 1], passing))
         widths += [DEPTH_A] * n + [PERIOD_A, SHIFT_A, SHIFT_A]
-    before, gradient, curvature = waves.quadratic(draw_cell(waves, cell), sources, indices, far=True)
+    everywhere = {*range(2 * n, 2 * n + 4), *range(3 * n + 4, len(sources))}
+    before, gradient, curvature = waves.quadratic(draw_cell(waves, cell), sources, indices, far=everywhere)
     inverse = np.linalg.inv(curvature + np.diag(1 / np.array(widths) ** 2))
     step, deviation = -inverse @ gradient, np.sqrt(np.diag(inverse))
     spread = cell.spread_A.copy()
