@@ -243,7 +243,7 @@ class _Solver(ColumnSearch):
         phase = model.phase(best)
         columns = add_missing(model.waves, model.columns, self.batch(COPIES_PATTERNS // 4), phase)
         wider = CrystalModel(model.waves, columns, model.stacking)
-        centre = wider.even_matter
+        centre = wider.even_matter.copy()
         centre[: len(model.columns)] = model.matter(best)
         known = wider.even_matter.copy()
         known[len(model.columns) :] = 0.0

@@ -80,6 +80,7 @@ class CrystalModel:
         matter = matter_of_columns(self.columns, self.bins)
         if self.stacking is not None:
             matter *= self.stacking.period_A / self.thickness_A
+        matter.flags.writeable = False  # kept for the next who asks
         return matter
 
     def phase(self, arrangement: Arrangement) -> Tensor:
