@@ -98,6 +98,7 @@ class _Solver(ColumnSearch):
         phase, centre = model.even, model.even_matter
         found = _Found()
         search: DepthSearch | None = None
+        mixed = False
         per_round = min(c.patterns, max(12, 480 // len(model.columns)))
         for turn in range(c.rounds + MORE_ROUNDS):
             indices = self.batch(per_round)
@@ -105,7 +106,7 @@ class _Solver(ColumnSearch):
             matter = yield from self._expand(model, phase, centre, indices, note)
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements)
             sure = model.surplus(matter)[1] < SURPRISING
-            if turn >= c.rounds and sure:
+            if sure and not mixed and turn > 0:
                 break
             tried: list[Arrangement] = []
             rng = np.random.default_rng([c.seed, 3, turn])
@@ -122,13 +123,14 @@ class _Solver(ColumnSearch):
             yield from self._show(model, best, f"round {turn + 1}", before)
             if turn == 0:
                 model = self._imaged(model, best)
+            unchanged = bool(before.pool) and best.same_as(before.pool[0])
+            if unchanged and mixed and model.excess(model.phase(best), indices)[0] < ENOUGH_NATS:
+                break
             phase, centre = model.phase(best), model.matter(best)
-            if turn == 0 and c.rounds > 1:  # half-way states keep the next linear model honest about what may be wrong
+            mixed = turn == 0 and c.rounds > 1
+            if mixed:  # half-way states keep the next linear model honest about what may be wrong
                 phase = 0.8 * phase + 0.2 * model.even
                 centre = 0.8 * centre + 0.2 * model.even_matter
-            unchanged = bool(before.pool) and best.same_as(before.pool[0])
-            if unchanged and turn > 0 and model.excess(model.phase(best), indices)[0] < ENOUGH_NATS and (turn == 1 or sure):
-                break
         assert search is not None
         best = self._settle_elements(search, model, found.pool[0])
         yield from self.emit("depth", f"elements compared on {SETTLING_PATTERNS} patterns", cell=model.cell(best))
@@ -151,16 +153,15 @@ class _Solver(ColumnSearch):
                 continue
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements, model.stacking)
             sure = model.surplus(matter)[1] < SURPRISING
-            if turn > c.rounds and sure:
+            if sure and turn > 1:
                 break
             rng = np.random.default_rng([c.seed, 3, turn])
             period = None if model.stacking is None else model.stacking.period_A
             tried = [search.search(period, rng, HOT, SWEEPS, start) for start in (None, best) for _ in range(SHIFTED_CHAINS)]
             before, found = found, self._judged(model, [] if best is None else [best], tried, indices)
-            unchanged = best is not None and found.pool[0].same_as(best)
             best = self._of_fewer_elements(search, model, found.pool[0], indices)
             yield from self._show(model, best, f"round {turn}", before)
-            if turn == c.rounds + MORE_ROUNDS or (unchanged and sure):
+            if turn == c.rounds + MORE_ROUNDS:
                 break
             if turn == 1:
                 model = self._imaged(model, best)

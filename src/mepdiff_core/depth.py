@@ -375,7 +375,7 @@ class DepthSearch:
             if new != old and (abs(new - old) <= ELEMENTS_BESIDE or new in used)
         ]
         for atom, old in enumerate(arrangement.number):
-            for new in used[used != old]:
+            for new in self.numbers[(np.abs(self.numbers - old) <= ELEMENTS_BESIDE) | np.isin(self.numbers, used)]:
                 numbers = arrangement.number.copy()
                 numbers[atom] = new
                 changed.append(numbers)
