@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,9 @@ import pytest
 from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.batches import Indices
 from mepdiff_core.crystals import Atoms, Crystal
-from mepdiff_core.defects import Defect, find_defects, with_defects
+from mepdiff_core.defect_search import find_defects
+from mepdiff_core.defects import Defect, defect_from, with_defects
+from mepdiff_core.errors import InputError
 from mepdiff_core.forward import object_field
 from mepdiff_core.projection import illumination
 from mepdiff_core.scan import Scan
@@ -86,3 +88,12 @@ def test_atoms_of_a_box_take_the_defects() -> None:
     made = with_defects(atoms, [gone, moved, elsewhere], (0.0, -1.0, -1.0))
     np.testing.assert_array_equal(made.numbers, [38])
     np.testing.assert_allclose(made.positions_A, [[0.5, 3.1, 0.8]])
+
+
+def test_a_defect_is_kept_as_plain_values() -> None:
+    moved = Defect("displaced", 38, (0.5, 2.0, 0.0), (0.1, -0.2), 50.0)
+    assert defect_from(asdict(moved)) == moved
+    with pytest.raises(InputError, match="expected kind, number, site_A"):
+        defect_from({"kind": "vacancy", "number": 8})
+    with pytest.raises(InputError, match="one of vacancy, displaced"):
+        defect_from(asdict(moved) | {"kind": "swapped"})

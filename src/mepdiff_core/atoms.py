@@ -22,7 +22,8 @@ from mepdiff_core.columns import add_missing
 from mepdiff_core.config import check
 from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystal_verdict import SURPRISING, WRONG_NATS, Evidence, Fit, limits
-from mepdiff_core.defects import Defect, find_defects, with_defects
+from mepdiff_core.defect_search import find_defects
+from mepdiff_core.defects import Defect, with_defects
 from mepdiff_core.depth import SHORTEST_PERIOD_A, Arrangement, DepthSearch, Matter, Repeat, shortest_repeat
 from mepdiff_core.imaging import preferred_slices, refine_imaging
 from mepdiff_core.polish import draw_cell, polish
