@@ -170,10 +170,13 @@ class AtomWaves:
             _Windows(self.waves, n, side, self._amplitude) for side in (self.grid, self.grid // NARROWER)
         )
 
-    def with_imaging(self, imaging: Imaging) -> AtomWaves:
-        """The same, imaged otherwise."""
+    def changed(self, *, slices: int | None = None, imaging: Imaging | None = None) -> AtomWaves:
+        """The same with another number of slices or imaged otherwise; itself where that changes nothing."""
+        slices, imaging = slices or self.slices, imaging or self.imaging
+        if (slices, imaging) == (self.slices, self.imaging):
+            return self
         electrons = self.background * self.electrons
-        return AtomWaves(self.scan, self.slices, self.slice_thickness_A, electrons, self.device, imaging)
+        return AtomWaves(self.scan, slices, self.slice_thickness_A, electrons, self.device, imaging)
 
     def _bandwidth(self, grid: int) -> npt.NDArray[np.bool_]:
         ky, kx = frequencies(grid, self.model_pixel_A)

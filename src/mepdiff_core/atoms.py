@@ -106,8 +106,7 @@ class _Solver(ColumnSearch):
             note = f"round {turn + 1}: what each atom does to the patterns"
             matter = yield from self._expand(model, phase, centre, indices, note)
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements)
-            sure = model.surplus(matter)[1] < SURPRISING
-            if sure and not mixed and turn > 0:
+            if turn > 0 and not mixed and model.surplus(matter)[1] < SURPRISING:
                 break
             tried: list[Arrangement] = []
             rng = np.random.default_rng([c.seed, 3, turn])
@@ -153,8 +152,7 @@ class _Solver(ColumnSearch):
                 phase = model.phase_of_matter(centre)
                 continue
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements, model.stacking)
-            sure = model.surplus(matter)[1] < SURPRISING
-            if sure and turn > 1:
+            if turn > 1 and model.surplus(matter)[1] < SURPRISING:
                 break
             rng = np.random.default_rng([c.seed, 3, turn])
             period = None if model.stacking is None else model.stacking.period_A
@@ -270,7 +268,7 @@ class _Solver(ColumnSearch):
         """
         indices = self.batch(SETTLING_PATTERNS)
         few = indices[:: SETTLING_PATTERNS // SCREENING_PATTERNS]
-        at_few = _energy(model, best, few)
+        at_few, at_all = (_energy(model, best, some) for some in (few, indices))
         for _ in range(SETTLING_TURNS):
             here = search.energy(best)
             others = sorted(search.other_elements(best), key=search.energy)[:SETTLING_TRIED]
@@ -279,23 +277,26 @@ class _Solver(ColumnSearch):
             rivals = [(value, others[i]) for value, i in screened if value < at_few + SCREENED_NATS]
             if not rivals:
                 break
-            at_few, better = min([(at_few, best), *rivals], key=lambda pair: _energy(model, pair[1], indices))
-            if better is best:
+            energies = [_energy(model, other, indices) for _, other in rivals]
+            if min(energies) >= at_all:
                 break
-            best = better
+            at_all = min(energies)
+            at_few, best = rivals[energies.index(at_all)]
         return best
 
     def _of_fewer_elements(
         self, search: DepthSearch, model: CrystalModel, best: Arrangement, indices: Indices
     ) -> Arrangement:
         """Like elements made one where the model itself says so: by bins of a period, amounts are not told as sharply."""
+        energy = _energy(model, best, indices)
         while True:
             count = len(np.unique(best.number))
             fewer = [a for a in search.like_elements(best) if len(np.unique(a.number)) < count]
-            better = min([best, *fewer], key=lambda other: _energy(model, other, indices))
-            if better is best:
+            energies = [_energy(model, other, indices) for other in fewer]
+            if min(energies, default=np.inf) >= energy:
                 return best
-            best = better
+            energy = min(energies)
+            best = fewer[energies.index(energy)]
 
     def _as_likely(self, model: CrystalModel, second: Arrangement, best: Arrangement) -> bool:
         """Whether more patterns than a round has leave the two equally likely."""

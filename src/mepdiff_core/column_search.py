@@ -221,7 +221,7 @@ class ColumnSearch:
         imaging = refine_imaging(waves, draw, self.batch(EVEN_PATTERNS), thermal=False).waves.imaging
         if abs(imaging.overfocus_A) < EVEN_OVERFOCUS_A:
             return even, waves
-        return even.with_imaging(imaging), waves.with_imaging(imaging)
+        return even.changed(imaging=imaging), waves.changed(imaging=imaging)
 
     def _how_cells_differ(
         self, columns: Columns, waves: AtomWaves

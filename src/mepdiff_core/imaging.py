@@ -43,7 +43,7 @@ def refine_imaging(waves: AtomWaves, draw: Draw, indices: Indices, thermal: bool
     """
 
     def misfit(imaging: Imaging) -> float:
-        model = waves.with_imaging(imaging)
+        model = waves.changed(imaging=imaging)
         return float(model.misfit(model.transmission(draw(model)), indices).sum())
 
     best = waves.imaging
@@ -59,7 +59,7 @@ def refine_imaging(waves: AtomWaves, draw: Draw, indices: Indices, thermal: bool
             0.0,
         )
         best = Imaging(best.overfocus_A, float(np.sqrt(variance)))
-    return RefinedImaging(waves if best == waves.imaging else waves.with_imaging(best), spread)
+    return RefinedImaging(waves.changed(imaging=best), spread)
 
 
 def preferred_slices(waves: AtomWaves, draw: Draw, indices: Indices) -> tuple[int, float]:
@@ -71,8 +71,7 @@ def preferred_slices(waves: AtomWaves, draw: Draw, indices: Indices) -> tuple[in
     misfits = {}
     for slices in (waves.slices, waves.slices - 1, waves.slices + 1):
         if slices:
-            background = waves.background * waves.electrons
-            model = AtomWaves(waves.scan, slices, waves.slice_thickness_A, background, waves.device, waves.imaging)
+            model = waves.changed(slices=slices)
             misfits[slices] = float(model.misfit(model.transmission(draw(model)), indices).sum())
     best = min(misfits, key=lambda slices: misfits[slices])
     return best, misfits[waves.slices] - misfits[best]
