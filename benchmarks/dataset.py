@@ -108,7 +108,7 @@ def measure(folder: Path, structures: str, n: int, device: str | None) -> None:
     )
     if device is not None:
         crops = CrystalCrops(store.crystals, None, CropConfig(), device)
-        items = [crops.box(i % len(crops)) for i in range(256)]
+        items = [crops.draw(i % len(crops)) for i in range(256)]
         renderer = Renderer((104, 104), 0.2, 8, 1.6, device=device)
 
         def work() -> None:

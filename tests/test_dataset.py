@@ -233,7 +233,7 @@ def test_a_rendered_crop_is_the_middle_of_a_larger_one(perovskite: Crystal) -> N
     crystals = CrystalSet.pack([perovskite])
     origin_moves = CropConfig(rotate=False, vacancies=0.0, margin_A=4.0)
     one = CrystalCrops(crystals, None, origin_moves)
-    box = one.box(0)
+    box = one.draw(0)
     wide = store_module.cut_box(perovskite, "abc"[_axis_of(origin_moves)], (12.8, 28.8, 28.8), _origin(one, perovskite, 4.0))
     from mepdiff_core.renderer import Renderer
 

@@ -22,8 +22,8 @@ def save_arrays(arrays: Mapping[str, npt.NDArray[np.generic]], path: str | Path,
         temporary.write_bytes(save(contiguous, {"about": about}))
 
 
-def load_arrays(path: str | Path) -> dict[str, npt.NDArray[np.generic]]:
-    """The arrays of a safetensors file.
+def load_arrays(path: str | Path, remedy: str = "remove it to start again") -> dict[str, npt.NDArray[np.generic]]:
+    """The arrays of a safetensors file; ``remedy`` is what to do when it is damaged.
 
     Raises:
         InputError: the file is damaged.
@@ -34,7 +34,7 @@ def load_arrays(path: str | Path) -> dict[str, npt.NDArray[np.generic]]:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove it to start again") from None
+        raise InputError(f"{path} is damaged ({error}); {remedy}") from None
 
 
 def arrays_about(path: str | Path) -> str:

@@ -44,7 +44,7 @@ def slices_figure(
         for z, axis in zip(shown, line, strict=True):
             if z < len(aligned):
                 image = axis.imshow(aligned[z], cmap="gray", norm=norm, interpolation="nearest")
-            _bare(axis)
+            without_ticks(axis)
         label = name
         if truth is not None and name != "truth" and aligned.shape == middle(truth).shape:
             label += f"\nSSIM {ssim_2d(aligned, middle(truth).astype(float)):.3f}"
@@ -79,7 +79,7 @@ def patterns_figure(measured: Volume, predicted: Mapping[str, Volume], k_step_in
             image = line[column].imshow(
                 np.sqrt(patterns[column]), cmap="magma", vmin=0, vmax=high, extent=(-edge, edge, edge, -edge)
             )
-            _bare(line[column])
+            without_ticks(line[column])
             if column == 0:
                 line[column].set_ylabel(name, color=INK, fontsize=9)
         axes[0, column].set_title(labels[column], fontsize=8, color=MUTED)
@@ -105,7 +105,7 @@ def losses_figure(histories: Mapping[str, Sequence[Mapping[str, object]]]) -> Fi
         axis.tick_params(labelsize=7)
         axis.ticklabel_format(axis="y", useOffset=False)
         axis.legend(fontsize=7, frameon=False)
-        _plain(axis)
+        plain_axis(axis)
     return figure
 
 
@@ -135,7 +135,7 @@ def depth_figure(volumes: Mapping[str, Volume], truth: Volume, voxel_size_A: Seq
     axes = figure.subplots(1, len(places) + 1, squeeze=False)[0]
     axes[0].imshow(projection, cmap="gray")
     axes[0].set_title("truth, projected", fontsize=8, color=MUTED)
-    _bare(axes[0])
+    without_ticks(axes[0])
     depth = (np.arange(len(area)) + 0.5) * voxel_size_A[0]
     for number, ((y, x), axis) in enumerate(zip(places, axes[1:], strict=True)):
         color = COLORS[number % len(COLORS)]
@@ -149,7 +149,7 @@ def depth_figure(volumes: Mapping[str, Volume], truth: Volume, voxel_size_A: Seq
         axis.set_title(f"column {number + 1}", fontsize=8, color=color)
         axis.set_xlabel("depth (Å)", fontsize=8)
         axis.tick_params(labelsize=7)
-        _plain(axis)
+        plain_axis(axis)
     axes[1].set_ylabel("phase (rad)", fontsize=8)
     handles, names = axes[1].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
@@ -206,11 +206,11 @@ def _range(volumes: Sequence[Volume]) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1)
 
 
-def _bare(axis: object) -> None:
+def without_ticks(axis: object) -> None:
     axis.set_xticks([])  # type: ignore[attr-defined]
     axis.set_yticks([])  # type: ignore[attr-defined]
 
 
-def _plain(axis: object) -> None:
+def plain_axis(axis: object) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)  # type: ignore[attr-defined]

@@ -157,23 +157,19 @@ class RunFolder:
         writer.writerows(self.history)
         write_text(self.path / "history.csv", table.getvalue())
         if isinstance(state, CrystalState):
-            self._save_crystal(state)
-        if checkpoint and state.checkpoint:
-            save_arrays(state.checkpoint, self.path / "checkpoint.safetensors")
-        self._saved_at = time.monotonic()
-
-    def _save_crystal(self, state: CrystalState) -> None:
-        """Unit cells and samples; what there is none of leaves no file, also none of an earlier start."""
-        for name, cell in zip(CELLS, (state.cell, state.alternative), strict=True):
-            if cell is None or not len(cell.numbers):
-                (self.path / name).unlink(missing_ok=True)
-            else:
-                write_cif(self.path / name, cell)
+            for name, cell in zip(CELLS, (state.cell, state.alternative), strict=True):
+                if cell is None or not len(cell.numbers):
+                    (self.path / name).unlink(missing_ok=True)  # what an earlier start may have left
+                else:
+                    write_cif(self.path / name, cell)
         for name, array in zip(SAMPLES, (state.samples, state.mean(), state.spread()), strict=True):
             if array is None or not len(array):
                 (self.path / name).unlink(missing_ok=True)
             else:
                 write_volume(self.path / name, array, self._voxel, self._origin)
+        if checkpoint and state.checkpoint:
+            save_arrays(state.checkpoint, self.path / "checkpoint.safetensors")
+        self._saved_at = time.monotonic()
 
     def read_answer(self) -> Answer | None:
         """What a finished run of the crystal solver says of the atoms; None for other methods.

@@ -30,6 +30,8 @@ class State:
         seconds: time spent in the loop so far, without the time the consumer took.
         sigma: noise level of a diffusion sampler; None for the baselines.
         note: what a person should know about this step, in a few words.
+        samples: (K, z, y, x) float32 volumes drawn from the posterior (of the crystal solver in its last state alone) or
+            from a prior, rad; None without any.
         checkpoint: everything the loop needs to go on from here, as arrays by name.
     """
 
@@ -42,11 +44,26 @@ class State:
     heldout: float | None = None
     sigma: float | None = None
     note: str = ""
+    samples: FloatArray | None = None
     checkpoint: Checkpoint = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for array in (self.volume, *self.checkpoint.values()):
             array.flags.writeable = False
+        if self.samples is not None:
+            self.samples.flags.writeable = False
+
+    def mean(self) -> npt.NDArray[np.float32] | None:
+        """(z, y, x) mean of the samples, rad; None without any."""
+        if self.samples is None or not len(self.samples):
+            return None
+        return np.asarray(self.samples.mean(0, dtype=np.float64), np.float32)
+
+    def spread(self) -> npt.NDArray[np.float32] | None:
+        """(z, y, x) standard deviation of the samples, rad; None for fewer than two."""
+        if self.samples is None or len(self.samples) < 2:
+            return None
+        return np.asarray(self.samples.std(0, ddof=1, dtype=np.float64), np.float32)
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,6 @@ class CrystalState(State):
         temperature: of the annealing, nats; 0 outside it.
         accepted: changes accepted in this step.
         stage: projection, lattice, columns, depth or posterior.
-        samples: (K, z, y, x) float32 volumes drawn from the posterior, rad; in the last state alone, None without any.
         alternative: a second candidate for ``cell`` where two are equally likely.
         defects: sites that differ from the repeated cell; ``volume`` has them, ``cell`` and samples have not.
         verdict: the honest limits of the answer in words; in the last state alone, "" for none.
@@ -83,24 +99,6 @@ class CrystalState(State):
     temperature: float = 0.0
     accepted: int = 0
     stage: str = ""
-    samples: FloatArray | None = None
     alternative: UnitCell | None = None
     defects: tuple[Defect, ...] = ()
     verdict: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.samples is not None:
-            self.samples.flags.writeable = False
-
-    def mean(self) -> npt.NDArray[np.float32] | None:
-        """(z, y, x) mean of the samples, rad; None without any."""
-        if self.samples is None or not len(self.samples):
-            return None
-        return np.asarray(self.samples.mean(0, dtype=np.float64), np.float32)
-
-    def spread(self) -> npt.NDArray[np.float32] | None:
-        """(z, y, x) standard deviation of the samples, rad; None for fewer than two."""
-        if self.samples is None or len(self.samples) < 2:
-            return None
-        return np.asarray(self.samples.std(0, ddof=1, dtype=np.float64), np.float32)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mepdiff_core.store import VolumeStore
 
 AXES: tuple[Axis, ...] = ("a", "b", "c")
+Members = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class CrystalCrops(Dataset[Tensor]):
 
     Args:
         crystals: to draw from.
-        split: train, validation or test; None takes all.
+        split: train, validation or test, or the crystals' indices; None takes all.
         config: of the crops.
         device: where ``batch`` renders.
     """
@@ -74,12 +75,12 @@ class CrystalCrops(Dataset[Tensor]):
     def __init__(
         self,
         crystals: CrystalSet,
-        split: Split | None = "train",
+        split: Split | Members | None = "train",
         config: CropConfig | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.crystals, self.config = crystals, config or CropConfig()
-        self.members = np.arange(len(crystals)) if split is None else crystals.indices(split)
+        self.members = _members(crystals, split)
         check(len(self.members) > 0, f"none of the {len(crystals)} crystals is in the part '{split}'; give more crystals")
         self.epoch = 0
         self._margin = math.ceil(self.config.margin_A / self.config.pixel_size_A - 1e-9)
@@ -96,16 +97,19 @@ class CrystalCrops(Dataset[Tensor]):
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """(items, 1, z, y, x) float32 on the device, rad: these items, rendered together."""
-        m = self._margin
-        volumes = self._renderer.render([self.box(i) for i in indices])
-        return volumes[:, None, :, m : -m or None, m : -m or None]
+        return self.assemble([self.draw(i) for i in indices])
 
-    def box(self, index: int) -> Atoms:
-        """The atoms of an item, with those beside it."""
+    def assemble(self, boxes: Sequence[Atoms]) -> Tensor:
+        """(items, 1, z, y, x) float32 on the device, rad: what ``draw`` gave, rendered together."""
+        m = self._margin
+        return self._renderer.render(boxes)[:, None, :, m : -m or None, m : -m or None]
+
+    def draw(self, index: int, epoch: int | None = None) -> Atoms:
+        """The atoms of an item of a pass (``self.epoch`` by default), with those beside it."""
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         c = self.config
-        rng = np.random.default_rng([c.seed, self.epoch, index])
+        rng = np.random.default_rng([c.seed, self.epoch if epoch is None else epoch, index])
         crystal = self.crystals[int(self.members[index])]
         side = (c.pixels + 2 * self._margin) * c.pixel_size_A
         origin = rng.random(3) * np.linalg.norm(crystal.cell_A, axis=1).max()
@@ -122,13 +126,15 @@ class StoreCrops(Dataset[Tensor]):
 
     Args:
         store: of volumes.
-        split: train, validation or test; None takes all.
+        split: train, validation or test, or the volumes' indices; None takes all.
         config: pixels, slices, rotate and seed of it count here; voxels are the store's.
     """
 
-    def __init__(self, store: VolumeStore, split: Split | None = "train", config: CropConfig | None = None) -> None:
+    def __init__(
+        self, store: VolumeStore, split: Split | Members | None = "train", config: CropConfig | None = None
+    ) -> None:
         self.store, self.config = store, config or CropConfig()
-        self.members = np.arange(len(store)) if split is None else store.indices(split)
+        self.members = _members(store, split)
         check(len(self.members) > 0, f"none of the {len(store)} volumes is in the part '{split}'; build a larger store")
         c = self.config
         check(
@@ -143,10 +149,18 @@ class StoreCrops(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         """(1, z, y, x) float32, rad."""
+        return self.draw(index)
+
+    def assemble(self, crops: Sequence[Tensor]) -> Tensor:
+        """(items, 1, z, y, x) float32, rad: what ``draw`` gave, together."""
+        return torch.stack(list(crops))
+
+    def draw(self, index: int, epoch: int | None = None) -> Tensor:
+        """(1, z, y, x) float32, rad, of a pass (``self.epoch`` by default)."""
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         c = self.config
-        rng = np.random.default_rng([c.seed, self.epoch, index])
+        rng = np.random.default_rng([c.seed, self.epoch if epoch is None else epoch, index])
         volume = self.store.volume(int(self.members[index]))
         first = int(rng.integers(len(volume) - c.slices + 1))
         cut = torch.as_tensor(volume[first : first + c.slices])
@@ -161,6 +175,12 @@ class StoreCrops(Dataset[Tensor]):
         centre = rng.uniform(-room, room, 2)
         # an unturned crop needs no interpolation: whole pixels
         return centre if angle else np.round(centre + (size - self.config.pixels) / 2) - (size - self.config.pixels) / 2
+
+
+def _members(whole: CrystalSet | VolumeStore, split: Split | Members | None) -> Members:
+    if split is None:
+        return np.arange(len(whole))
+    return whole.indices(split) if isinstance(split, str) else split
 
 
 def turned_crop(volume: Tensor, angle: float, centre_px: npt.NDArray[np.float64], pixels: int) -> Tensor:

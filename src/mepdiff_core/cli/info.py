@@ -19,7 +19,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--settings",
         metavar="NAME",
-        help="explain every setting of a method (adam, lbfgs, adam-best, crystal), of simulate, fit-probe or calibration",
+        help="explain every setting of a method (adam, lbfgs, adam-best, crystal), of simulate, fit-probe, calibration,"
+        " dataset, train or sample",
     )
     add_json(parser)
     parser.set_defaults(run=run)
@@ -27,9 +28,12 @@ def add_parser(commands: Any) -> None:
 
 def show_settings(arguments: argparse.Namespace) -> None:
     from mepdiff_core.calibration import Calibration
+    from mepdiff_core.dataset import BuildConfig
     from mepdiff_core.reconstruction import METHODS
+    from mepdiff_core.sample import SampleConfig
     from mepdiff_core.settings import ProbeFitConfig
     from mepdiff_core.simulate import SimulationConfig
+    from mepdiff_core.train_config import TrainConfig
 
     configs = {name: method.default for name, method in METHODS.items()}
     known: dict[str, Any] = {
@@ -37,6 +41,9 @@ def show_settings(arguments: argparse.Namespace) -> None:
         "simulate": SimulationConfig(),
         "fit-probe": ProbeFitConfig(),
         "calibration": Calibration(),
+        "dataset": BuildConfig("prototypes"),
+        "train": TrainConfig(),
+        "sample": SampleConfig(),
     }
     check(arguments.settings in known, f"--settings {arguments.settings} is not known; choose from {', '.join(known)}")
     rows = describe(known[arguments.settings])

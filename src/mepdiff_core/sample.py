@@ -1,0 +1,155 @@
+"""Samplers: noise schedules, and loops that call ``denoise(x, sigma)`` and know nothing of what is behind it.
+
+Arrays are (batch, 1, z, y, x) in scaled units, noise added without shrinking (sigma from large to small).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mepdiff_core.config import check
+from mepdiff_core.diffusion import Denoise
+from mepdiff_core.states import State
+from mepdiff_core.weights import Prior
+
+Noise = Callable[[], Tensor]
+"""Fresh standard normal noise for the whole batch."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How crystals are drawn from a prior; the defaults are the paper's (MEP-Diffusion, table 4) where it has any.
+
+    Attributes:
+        n: how many.
+        steps: of the sampler, each one call of the network a sample.
+        sigma_min, sigma_max: ends of the schedule, of noise added to scaled data.
+        rho: exponent of the schedule; 1 makes neighbouring sigmas of equal ratio.
+        eta: how much of the noise is renewed: 0 solves the ODE, 1 the SDE.
+        batch_size: samples at a time.
+        seed: of the first sample; each has its own, so that a batch gives the same samples as one at a time.
+    """
+
+    n: int = 16
+    steps: int = 50
+    sigma_min: float = 0.1
+    sigma_max: float = 800.0
+    rho: float = 1.0
+    eta: float = 1.0
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.n >= 1, f"n is {self.n}; expected at least 1")
+        check(self.steps >= 1, f"steps is {self.steps}; expected at least 1")
+        check(
+            0 < self.sigma_min < self.sigma_max,
+            f"sigma_min is {self.sigma_min:g} and sigma_max {self.sigma_max:g}; expected the first to be less, and above 0",
+        )
+        check(self.rho > 0, f"rho is {self.rho:g}; expected more than 0")
+        check(0 <= self.eta <= 1, f"eta is {self.eta:g}; expected 0 to 1")
+        check(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
+        check(self.seed >= 0, f"seed is {self.seed}; expected 0 or more")
+
+
+def polyexponential(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
+    """(steps + 1,) float64 sigmas from the largest to the smallest, and 0: ln sigma falls along a ramp to the power rho."""
+    ramp = torch.linspace(1, 0, steps, dtype=torch.float64) ** rho
+    sigmas = (ramp * math.log(sigma_max / sigma_min) + math.log(sigma_min)).exp()
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def dpmpp_2m_sde(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, eta: float = 1.0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """SDE DPM-Solver++(2M): one call of ``denoise`` a step, of second order by the call before.
+
+    Args:
+        denoise: the model.
+        x: standard normal noise times sigmas[0].
+        sigmas: falling, the last may be 0.
+        noise: renews it.
+        eta: how much of the noise is renewed.
+
+    Yields:
+        (x, denoised) after each step; the last x is the sample.
+
+    Source: Lu et al., DPM-Solver++, arXiv 2211.01095, algorithm 2 and its SDE form (section 4.3 and appendix B).
+    """
+    before: tuple[Tensor, float] | None = None
+    for here, after in itertools.pairwise(sigmas):
+        denoised = denoise(x, x.new_full((len(x),), here))
+        if after == 0:
+            x = denoised
+        else:
+            h = math.log(here / after)
+            toward = -math.expm1(-h * (1 + eta))
+            estimate = denoised
+            if before is not None:
+                earlier, h_before = before
+                estimate = denoised + (denoised - earlier) * (h / (2 * h_before))
+            x = (after / here * math.exp(-eta * h)) * x + toward * estimate
+            if eta:
+                x = x + noise() * (after * math.sqrt(-math.expm1(-2 * eta * h)))
+            before = denoised, h
+        yield x, denoised
+
+
+def noise_of_seeds(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Noise:
+    """Noise of (len(seeds), *shape), each item from a generator of its own; the same on every device."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def draw() -> Tensor:
+        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+    return draw
+
+
+def sample_prior(prior: Prior, config: SampleConfig, shape: tuple[int, int, int] | None = None) -> Iterator[State]:
+    """Crystals from noise.
+
+    Args:
+        prior: to sample from.
+        config: how many, how.
+        shape: (z, y, x) voxels of each, which the network's strides divide; those of its training by default.
+
+    Yields:
+        ``State``: ``samples`` are the denoised estimates so far (zeros where a later batch has not begun), in rad, and
+        ``volume`` is the first of them.
+
+    Raises:
+        InputError: a shape that does not fit.
+    """
+    size = prior.config.shape if shape is None else shape
+    sigmas = polyexponential(config.steps, config.sigma_min, config.sigma_max, config.rho).tolist()
+    batches = [range(i, min(i + config.batch_size, config.n)) for i in range(0, config.n, config.batch_size)]
+    total, step, start = len(batches) * config.steps, 0, time.perf_counter()
+    seconds = 0.0
+    samples = np.zeros((config.n, *size), np.float32)
+    for batch in batches:
+        noise = noise_of_seeds([config.seed + i for i in batch], (1, *size), prior.device)
+        loop = dpmpp_2m_sde(prior.denoise, noise() * sigmas[0], sigmas, noise, config.eta)
+        for sigma, (_, denoised) in zip(sigmas, loop, strict=False):
+            step += 1
+            samples = samples.copy()
+            samples[batch.start : batch.stop] = denoised[:, 0].cpu().numpy() / prior.config.diffusion.data_scale
+            seconds += time.perf_counter() - start
+            yield State(
+                step=step,
+                total=total,
+                volume=samples[0],
+                loss=math.nan,
+                seconds=seconds,
+                volume_step=step,
+                sigma=sigma,
+                samples=samples,
+            )
+            start = time.perf_counter()

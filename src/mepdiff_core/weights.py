@@ -1,0 +1,148 @@
+"""A prior as one safetensors file: the network's weights, and in its metadata all that it takes to use them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mepdiff_core.arrays import arrays_about, load_arrays, save_arrays
+from mepdiff_core.config import check, from_dict, to_dict
+from mepdiff_core.diffusion import DiffusionConfig, denoiser
+from mepdiff_core.errors import InputError
+from mepdiff_core.unet import UNet, UNetConfig
+
+FORMAT = "mepdiff-prior"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """What a prior is and what its volumes are.
+
+    Attributes:
+        network: its architecture.
+        diffusion: how it was taught; ``data_scale`` of it is what volumes in rad are multiplied by.
+        shape: (z, y, x) voxels of the crops it was trained on.
+        voxel_size_A: (z, y, x) of its voxels, Å.
+        energy_eV: of the beam that volts were turned into radians by.
+    """
+
+    network: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    shape: tuple[int, int, int] = (8, 64, 64)
+    voxel_size_A: tuple[float, float, float] = (1.6, 0.2, 0.2)
+    energy_eV: float = 300e3
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A trained network, ready to sample from.
+
+    Attributes:
+        config: what it is.
+        network: in evaluation mode, on its device.
+        training: what is on record of its training: data, steps, images, validation loss by log-SNR.
+        sha256: of its weights.
+    """
+
+    config: PriorConfig
+    network: UNet = field(repr=False)
+    training: Mapping[str, Any]
+    sha256: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.exit.weight.device
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, added: Tensor) -> Tensor:
+        """(batch, 1, z, y, x) scaled volumes with noise of the (batch,) sigma ``added`` -> what they were expected to be."""
+        return denoiser(self.network)(x, added)
+
+
+def save_prior(path: str | Path, weights: Mapping[str, Tensor], config: PriorConfig, training: Mapping[str, Any]) -> None:
+    """Write one safetensors file, atomically.
+
+    Args:
+        weights: ``UNet.state_dict()`` or a moving average of it.
+        config: what it is.
+        training: plain values to keep on record.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    arrays = {name: value.detach().float().cpu().numpy() for name, value in weights.items()}
+    about = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": to_dict(config),
+        "training": dict(training),
+        "sha256": digest(arrays),
+    }
+    save_arrays(arrays, path, json.dumps(about))
+
+
+def read_prior(path: str | Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.generic]]]:
+    """What a prior says of itself (format, config, training, sha256), and its weights, checked against the sha256.
+
+    Raises:
+        InputError: missing, damaged, another kind of file, or weights that are not those it was written with.
+    """
+    path = Path(path)
+    check(path.is_file(), f"{path}: no such file; give a prior (safetensors), as mepdiff train writes it")
+    arrays = load_arrays(path, "give another copy of this prior")
+    try:
+        about = json.loads(arrays_about(path))
+        is_prior = isinstance(about, dict) and about.get("format") == FORMAT
+    except ValueError:
+        is_prior = False
+    check(is_prior, f"{path} is a safetensors file, but no prior of mepdiff; train one with mepdiff train")
+    version = about.get("format_version")
+    check(version == FORMAT_VERSION, f"{path} has layout {version}; this mepdiff reads layout {FORMAT_VERSION}")
+    check(
+        digest(arrays) == about.get("sha256"),
+        f"{path} is damaged (its sha256 does not fit); give another copy of this prior",
+    )
+    return about, arrays
+
+
+def load_prior(path: str | Path, device: torch.device | str = "cpu") -> Prior:
+    """Load a prior.
+
+    Args:
+        path: the file.
+        device: where the network is to run.
+
+    Raises:
+        InputError: missing, damaged, another kind of file.
+    """
+    about, arrays = read_prior(path)
+    config = from_dict(PriorConfig, about["config"], str(path))
+    network = UNet(config.network)
+    try:
+        network.load_state_dict({name: torch.from_numpy(value) for name, value in arrays.items()})
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: its weights are not those of its network ({' '.join(str(error).split())[:200]})"
+        ) from None
+    network.requires_grad_(False).eval().to(device)
+    return Prior(config, network, about["training"], about["sha256"])
+
+
+def digest(arrays: Mapping[str, npt.NDArray[np.generic]]) -> str:
+    """Hex sha256 of names, shapes and bytes, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
