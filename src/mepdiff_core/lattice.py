@@ -12,7 +12,7 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter
 from skimage.feature import peak_local_max
 
 Image = npt.NDArray[np.floating]
@@ -23,6 +23,10 @@ SMALLEST_CELL_A2 = 2.0
 SHORTEST_A = 1.2
 BACKGROUND_A = 1.5
 """Standard deviation of the Gaussian whose mean is taken off: slow drifts of the phase are no crystal."""
+HIGHEST, NEAREST = 48, 16
+"""Peaks of the autocorrelation that lattices are made of."""
+CLOSER, NOISE = 2.5, 0.01
+"""A larger cell is another one where it leaves so many times less of the correlation to 1; less than NOISE means nothing."""
 OVERLAP = 0.12
 """Shifts that leave less of the illuminated field than this part tell nothing."""
 
@@ -38,6 +42,11 @@ class Lattice:
 
     vectors_A: Array
     correlation: float
+
+    @property
+    def lacks(self) -> float:
+        """What the correlation lacks to 1, but for noise."""
+        return max(1 - self.correlation, NOISE)
 
     @property
     def area_A2(self) -> float:
@@ -84,7 +93,7 @@ def reduce_basis(vectors: Array) -> Array:
 
 
 def find_lattices(image: Image, weight: Image, pixel_size_A: float, count: int = 6) -> list[Lattice]:
-    """Lattices that a projection may have, the likeliest first.
+    """Lattices that a projection may have, the likeliest first; none that only repeats a smaller one.
 
     Args:
         image: (y, x) projected phase; weight: (y, x) from 0 to 1; pixel_size_A: Å.
@@ -106,9 +115,11 @@ def find_lattices(image: Image, weight: Image, pixel_size_A: float, count: int =
         return []
     fine = np.array([_subpixel(corr, p) for p in peaks]) - middle
     heights = corr[tuple(peaks.T)]
-    order = np.argsort(-heights)[:60]
+    # the highest; and the shortest, which may be lower by a little and make the smallest cell
+    order = np.union1d(np.argsort(-heights)[:HIGHEST], np.argsort(np.linalg.norm(fine, axis=1))[:NEAREST])
     fine, heights = fine[order], heights[order]
 
+    spline = spline_filter(corr)
     grid = np.array([(i, j) for i in range(-12, 13) for j in range(-12, 13) if (i, j) > (0, 0)])
     found: list[tuple[float, float, Array]] = []
     for i, j in combinations(range(len(fine)), 2):
@@ -120,14 +131,19 @@ def find_lattices(image: Image, weight: Image, pixel_size_A: float, count: int =
             continue
         if any(_same(reduced, other) for _, _, other in found):
             continue
-        refined, score = _refine(reduced, corr, overlap, middle, grid)
+        refined, score = _refine(reduced, corr, spline, overlap, middle, grid)
         if refined is not None and not any(_same(refined, other) for _, _, other in found):
             found.append((score, abs(float(np.linalg.det(refined))), refined))
-    return [Lattice(vectors * pixel_size_A, score) for score, _, vectors in sorted(found, key=lambda f: -f[0])[:count]]
+    kept: list[Lattice] = []
+    for score, _, vectors in sorted(found, key=lambda f: f[1]):
+        lattice = Lattice(vectors * pixel_size_A, score)
+        if not any(_repeats(lattice.vectors_A, k.vectors_A) and k.lacks <= CLOSER * lattice.lacks for k in kept):
+            kept.append(lattice)
+    return sorted(kept, key=lambda lattice: -lattice.correlation)[:count]
 
 
 def _refine(
-    basis: Array, corr: Array, overlap: Array, middle: npt.NDArray[np.integer], grid: npt.NDArray[np.integer]
+    basis: Array, corr: Array, spline: Array, overlap: Array, middle: npt.NDArray[np.integer], grid: npt.NDArray[np.integer]
 ) -> tuple[Array | None, float]:
     """The basis that fits best the peaks near its lattice points, and their mean height, weighted by overlap."""
     score = 0.0
@@ -140,7 +156,9 @@ def _refine(
         if len(chosen) < 2:
             return None, 0.0
         places = np.array([_climb(corr, p + middle) for p in points]) - middle
-        score = float(np.average(map_coordinates(corr, (points + middle).T, order=1), weights=weights))
+        # cubic: a line between two pixels cuts off the top of a narrow peak, which short lattices pay for
+        heights = map_coordinates(spline, (points + middle).T, order=3, prefilter=False)
+        score = float(np.average(heights, weights=weights))
         scale = np.sqrt(weights)[:, None]
         solution, *_ = np.linalg.lstsq(chosen * scale, places * scale, rcond=None)
         if abs(np.linalg.det(solution)) < 0.5 * abs(np.linalg.det(basis)):
@@ -176,17 +194,20 @@ def _subpixel(image: Array, place: npt.NDArray[np.integer]) -> Array:
     return result
 
 
-def _same(a: Array, b: Array) -> bool:
+def _repeats(a: Array, b: Array) -> bool:
+    """Whether lattice ``a`` is part of lattice ``b``."""
     coefficients = a @ np.linalg.inv(b)
-    return bool(
-        np.all(np.abs(coefficients - np.round(coefficients)) < 0.08) and abs(abs(np.linalg.det(coefficients)) - 1) < 0.2
-    )
+    return bool(np.all(np.abs(coefficients - np.round(coefficients)) < 0.08))
 
 
-def choose_lattice(candidates: list[Lattice], tolerance: float = 0.05) -> Lattice:
-    """The smallest cell whose correlation is within ``tolerance`` of the best: larger ones repeat it."""
-    best = max(lattice.correlation for lattice in candidates)
-    return min((c for c in candidates if c.correlation > best - tolerance), key=lambda c: c.area_A2)
+def _same(a: Array, b: Array) -> bool:
+    return _repeats(a, b) and abs(abs(float(np.linalg.det(a @ np.linalg.inv(b)))) - 1) < 0.2
+
+
+def choose_lattice(candidates: list[Lattice]) -> Lattice:
+    """The smallest cell that repeats about as well as any: larger ones repeat it."""
+    least = min(lattice.lacks for lattice in candidates)
+    return min((c for c in candidates if c.lacks <= CLOSER * least), key=lambda c: c.area_A2)
 
 
 def fold(image: Image, weight: Image, lattice_A: Array, pixel_size_A: float, origin_A: Array) -> Array:
