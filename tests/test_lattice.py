@@ -70,6 +70,28 @@ def test_planted_lattices_are_found(name: str, degrees: float) -> None:
     )
 
 
+@pytest.mark.parametrize("degrees", [0.0, 23.0, 45.0])
+@pytest.mark.parametrize("side", [1.74, 2.22])
+def test_a_short_lattice_is_not_taken_for_one_that_repeats_it(side: float, degrees: float) -> None:
+    """Nickel and tungsten along [001]: peaks nine and eleven pixels apart, whose tops lie between pixels."""
+    image = picture(turn(side * np.eye(2), degrees), [(0, 0, 1.0)])
+    image += np.random.default_rng(0).normal(0, 0.05, image.shape)
+    found = find_lattices(image, disc(), PIXEL, 40)
+    assert choose_lattice(found).area_A2 == pytest.approx(side**2, rel=0.01)
+    assert len(found) == 1
+
+
+def test_columns_that_nearly_look_alike_are_told_apart() -> None:
+    """Zinc blende along [001]: two kinds of columns in turns on one square lattice."""
+    image = picture(turn(3.83 * np.eye(2), 8.0), [(0, 0, 1.0), (0.5, 0.5, 1.0), (0.5, 0, 0.7), (0, 0.5, 0.7)])
+    image += np.random.default_rng(0).normal(0, 0.03, image.shape)
+    found = choose_lattice(find_lattices(image, disc(), PIXEL, 40))
+    assert found.area_A2 == pytest.approx(3.83**2 / 2, rel=0.01)  # the centred half of the square
+    alike = picture(turn(3.83 * np.eye(2), 8.0), [(0, 0, 1.0), (0.5, 0.5, 1.0), (0.5, 0, 1.0), (0, 0.5, 1.0)])
+    alike += np.random.default_rng(0).normal(0, 0.03, alike.shape)
+    assert choose_lattice(find_lattices(alike, disc(), PIXEL, 40)).area_A2 == pytest.approx(3.83**2 / 4, rel=0.01)
+
+
 def test_a_field_without_a_lattice_correlates_badly() -> None:
     rng = np.random.default_rng(3)
     y, x = np.mgrid[:SIZE, :SIZE] * PIXEL

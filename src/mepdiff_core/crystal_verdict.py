@@ -9,8 +9,9 @@ from mepdiff_core.defects import Defect
 
 EXPLAINED_NATS, WRONG_NATS = 10.0, 60.0
 """Nats a pattern above counting statistics below which patterns are explained, and above which the structure is wrong."""
-SURPRISING = 4.0
-"""Standard deviations of gain by free matter from which on an answer is doubted."""
+SURPRISING, SURPRISING_NATS = 4.0, 2.5
+"""Gain by free matter, in standard deviations and in nats a pattern, above both of which an answer is doubted: strong
+scatterers show the model's own error, 8 deviations but 2.2 nats for tungsten whose every atom is right."""
 SHIFTING = 0.08
 """Change of the columns from cell to cell above which cells are taken to differ, in turns or by a shift: it is 2 to 4 % in
 crystals whose cells are all alike and 10 to 26 % where they shift."""
@@ -59,6 +60,11 @@ class Evidence:
     alternative: str | None
 
 
+def doubtful(surplus: float, deviations: float) -> bool:
+    """Whether free matter would gain more than chance and the model's own error explain: nats a pattern, deviations."""
+    return deviations > SURPRISING and surplus > SURPRISING_NATS
+
+
 def limits(evidence: Evidence) -> list[str]:
     """The limits of an answer, a phrase each; the first says whether it explains the patterns."""
     fit = evidence.fit
@@ -70,7 +76,7 @@ def limits(evidence: Evidence) -> list[str]:
         words = [f"{kind} are nearly explained: {nats}, some atoms are wrong"]
     else:
         words = [f"{kind} are not explained: {nats}; the structure is wrong"]
-    if fit.deviations > SURPRISING and fit.nats < WRONG_NATS:
+    if doubtful(fit.surplus, fit.deviations) and fit.nats < WRONG_NATS:
         words.append(
             f"yet free matter would gain {fit.surplus:.1f} nats a pattern more than by chance"
             f" ({fit.deviations:.0f} standard deviations), so some atoms or elements are not right"

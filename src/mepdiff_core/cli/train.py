@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.training_folder import TrainingFolder
 
     config = _config(arguments)
-    main = _is_main_process()
+    main = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch, one speaks
     with ProgressBar("train") as bar, _interrupted() as asked:
         state = None
         for state in train(config, arguments.out, arguments.resume, arguments.device, asked):
@@ -67,10 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not main:
         return
     folder = TrainingFolder(Path(arguments.out), config)
-    if state is None or (asked() and state.step < config.steps):
-        done = 0 if state is None else state.step
-        if asked():
-            raise Stopped(f"stopped at step {done}; go on with: mepdiff train --out {arguments.out} --resume")
+    if asked() and state is not None and state.step < config.steps:
+        raise Stopped(f"stopped at step {state.step}; go on with: mepdiff train --out {arguments.out} --resume")
     step = config.steps if state is None else state.step
     result = {"folder": str(folder.path), "prior": str(folder.last), "steps": step}
     if state is not None and math.isfinite(state.loss):
@@ -116,12 +115,6 @@ def _words(state: Any) -> str:
     if state.validation is not None:
         words += f", held out {state.validation.loss:.4f}"
     return f"{words}, {state.note}" if state.note else words
-
-
-def _is_main_process() -> bool:
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)
 
 
 @contextmanager
