@@ -558,3 +558,20 @@ def test_what_is_no_prior_is_refused(crystals: Path, tmp_path: Path, capsys: pyt
         words = capsys.readouterr().err.strip().splitlines()
         assert len(words) == 1
         assert message in words[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_gpu_trains(precision: str, crystals: Path, tmp_path: Path) -> None:
+    """In a process of its own: Accelerate keeps the first device it was given."""
+    (tmp_path / "c.yaml").write_text(dump_yaml(to_dict(config(crystals, precision=precision, steps=3))))
+    given = [sys.executable, "-m", "mepdiff_core", "train", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "p")]
+    done = subprocess.run(given, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all(math.isfinite(r["loss"]) for r in read_log(tmp_path / "p" / "log.csv"))
+    again = subprocess.run(
+        [*given, "--resume", "--set", "steps=5"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert load_prior(tmp_path / "p" / "last.safetensors").training["steps"] == 5
