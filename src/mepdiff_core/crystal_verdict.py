@@ -9,9 +9,9 @@ from mepdiff_core.defects import Defect
 
 EXPLAINED_NATS, WRONG_NATS = 10.0, 60.0
 """Nats a pattern above counting statistics below which patterns are explained, and above which the structure is wrong."""
-SURPRISING, SURPRISING_NATS = 4.0, 2.5
-"""Gain by free matter, in standard deviations and in nats a pattern, above both of which an answer is doubted: strong
-scatterers show the model's own error, 8 deviations but 2.2 nats for tungsten whose every atom is right."""
+SURPRISING, SURPRISING_NATS = 4.0, 1.0
+"""Gain by free matter, in standard deviations and in nats a pattern, above both of which an answer is doubted. Strong
+scatterers show the model's own error: 2.2 nats for tungsten whose every atom is right."""
 SHIFTING = 0.08
 """Change of the columns from cell to cell above which cells are taken to differ, in turns or by a shift: it is 2 to 4 % in
 crystals whose cells are all alike and 10 to 26 % where they shift."""
