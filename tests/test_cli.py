@@ -87,8 +87,19 @@ def without_time(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 def test_every_command_explains_itself(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     names = [module.__name__.rsplit(".", 1)[1].replace("_", "-") for module in COMMANDS]
-    assert names == ["info", "demo", "simulate", "fit-probe", "reconstruct", "evaluate", "dataset"]
-    actions = [["dataset", "build"], ["dataset", "info"], ["dataset", "preview"]]
+    assert names == [
+        "info",
+        "demo",
+        "simulate",
+        "fit-probe",
+        "reconstruct",
+        "evaluate",
+        "dataset",
+        "train",
+        "sample",
+        "prior",
+    ]
+    actions = [["dataset", "build"], ["dataset", "info"], ["dataset", "preview"], ["prior", "inspect"]]
     for arguments in ([], *([name] for name in names), *actions):
         with pytest.raises(SystemExit) as stop:
             main([*arguments, "--help"])

@@ -79,6 +79,8 @@ def test_a_short_lattice_is_not_taken_for_one_that_repeats_it(side: float, degre
     found = find_lattices(image, disc(), PIXEL, 40)
     assert choose_lattice(found).area_A2 == pytest.approx(side**2, rel=0.01)
     assert len(found) == 1
+    known = find_lattices(image, disc(), PIXEL, 1000, larger=True)  # centred cells that a user may give
+    assert any(lattice.area_A2 == pytest.approx(2 * side**2, rel=0.01) for lattice in known)
 
 
 def test_columns_that_nearly_look_alike_are_told_apart() -> None:

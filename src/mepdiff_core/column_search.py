@@ -187,7 +187,8 @@ class ColumnSearch:
         """Lattice and columns as the projection shows them."""
         scan, weight = self.scan, illumination(self.scan)
         pixel = scan.pixel_size_A
-        candidates = plane.find_lattices(projected, weight, pixel, 40)
+        known = self.known.lattice_A is not None  # it may be any cell of the lattice, a centred one for instance
+        candidates = plane.find_lattices(projected, weight, pixel, 1000 if known else 40, larger=known)
         if not candidates or max(c.correlation for c in candidates) < 0.5:
             return None
         if self.known.lattice_A is None:

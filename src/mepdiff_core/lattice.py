@@ -92,11 +92,12 @@ def reduce_basis(vectors: Array) -> Array:
     return result if np.linalg.det(result) > 0 else np.stack([a, -b])
 
 
-def find_lattices(image: Image, weight: Image, pixel_size_A: float, count: int = 6) -> list[Lattice]:
+def find_lattices(image: Image, weight: Image, pixel_size_A: float, count: int = 6, larger: bool = False) -> list[Lattice]:
     """Lattices that a projection may have, the likeliest first; none that only repeats a smaller one.
 
     Args:
         image: (y, x) projected phase; weight: (y, x) from 0 to 1; pixel_size_A: Å.
+        larger: those too that only repeat a smaller one.
 
     Returns:
         At most ``count`` lattices; none where the image does not repeat within the field.
@@ -137,7 +138,8 @@ def find_lattices(image: Image, weight: Image, pixel_size_A: float, count: int =
     kept: list[Lattice] = []
     for score, _, vectors in sorted(found, key=lambda f: f[1]):
         lattice = Lattice(vectors * pixel_size_A, score)
-        if not any(_repeats(lattice.vectors_A, k.vectors_A) and k.lacks <= CLOSER * lattice.lacks for k in kept):
+        smaller = () if larger else kept
+        if not any(_repeats(lattice.vectors_A, k.vectors_A) and k.lacks <= CLOSER * lattice.lacks for k in smaller):
             kept.append(lattice)
     return sorted(kept, key=lambda lattice: -lattice.correlation)[:count]
 
