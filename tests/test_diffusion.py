@@ -18,8 +18,8 @@ from mepdiff_core.diffusion import (
     denoiser,
     log_snr_of,
     losses,
-    noise_of,
     noisy,
+    per_item,
     sigma,
     v_of,
 )
@@ -43,7 +43,8 @@ def test_v_gives_data_and_noise_back(log_snr: float, seed: int) -> None:
     at = torch.tensor([log_snr, -log_snr, 0.0], dtype=torch.float64)
     z, v = noisy(x, noise, at), v_of(x, noise, at)
     torch.testing.assert_close(denoised_of(z, v, at), x, rtol=0, atol=1e-12)
-    torch.testing.assert_close(noise_of(z, v, at), noise, rtol=0, atol=1e-12)
+    epsilon = per_item(sigma(at), z) * z + per_item(alpha(at), z) * v
+    torch.testing.assert_close(epsilon, noise, rtol=0, atol=1e-12)
 
 
 def test_the_error_of_v_is_that_of_the_data_with_scale() -> None:

@@ -20,8 +20,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mepdiff_core import batch_size
 from mepdiff_core import train as training
 from mepdiff_core.arrays import load_arrays, save_arrays
+from mepdiff_core.batch_size import find_batch, parts_of
 from mepdiff_core.cli import main
 from mepdiff_core.config import dump_yaml, from_dict, merge, to_dict
 from mepdiff_core.crystal_set import CrystalSet
@@ -31,7 +33,7 @@ from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.loader import hold_out, load, open_crops, place_of
 from mepdiff_core.prototype_crystals import generate
 from mepdiff_core.store import VolumeConfig, create_store
-from mepdiff_core.train import find_batch, parts_of, train
+from mepdiff_core.train import train
 from mepdiff_core.train_config import PRESETS, TrainConfig, preset
 from mepdiff_core.training_data import CropConfig, CrystalCrops
 from mepdiff_core.training_folder import TrainingFolder, read_log
@@ -89,7 +91,7 @@ def command(crystals: Path, out: Path, *more: str) -> list[str]:
 
 
 def test_the_folder_holds_what_is_promised(crystals: Path, tmp_path: Path) -> None:
-    states = run(config(crystals, pictures_every=12), tmp_path / "p")
+    states = run(config(crystals, pictures_every=16), tmp_path / "p")
     assert [s.step for s in states] == [1, 2, 3, 4, 5, 6]
     names = {p.name for p in (tmp_path / "p").iterdir()}
     assert names == {
@@ -107,9 +109,10 @@ def test_the_folder_holds_what_is_promised(crystals: Path, tmp_path: Path) -> No
         "step-000000006.safetensors",
     ]
     assert sorted(p.name for p in (tmp_path / "p" / "pictures").iterdir()) == [
-        "denoised-000000012.png",
+        "denoised-000000016.png",
         "denoised-000000024.png",
-        "samples-000000012.png",
+        "loss.png",
+        "samples-000000016.png",
         "samples-000000024.png",
     ]
     rows = read_log(tmp_path / "p" / "log.csv")
@@ -382,7 +385,8 @@ def test_a_batch_that_does_not_fit_is_named(crystals: Path, tmp_path: Path, monk
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return original(network, x, noise, log_snr)
 
-    monkeypatch.setattr(training, "losses", hungry)
+    for module in (training, batch_size):
+        monkeypatch.setattr(module, "losses", hungry)
     with pytest.raises(InputError, match=r"a batch of 12 volumes does not fit .*, 1 do; add --set accumulate=12"):
         run(config(crystals, batch_size=12), tmp_path / "p")
     with pytest.raises(InputError, match=r"a batch of 8 volumes does not fit .*, 2 do; add --set accumulate=4"):
@@ -547,7 +551,7 @@ def prior_files(folder: Path, prior: Path) -> Iterator[tuple[Path, str]]:
         (folder / name).write_bytes(data)
         yield folder / name, message
     save_arrays({"x": np.zeros(2)}, folder / "other.safetensors")
-    yield folder / "other.safetensors", "but no prior of mepdiff"
+    yield folder / "other.safetensors", "is no prior of mepdiff"
     yield folder / "missing.safetensors", "no such file"
 
 

@@ -27,6 +27,10 @@ _PUBLIC = {
     "ProbeFitConfig": "settings",
     "fit_probe": "probe",
     "evaluate": "evaluation",
+    "TrainConfig": "train_config",
+    "SampleConfig": "sample",
+    "load_prior": "weights",
+    "sample_prior": "sample",
     "Job": "jobs",
     "InputError": "errors",
 }
@@ -40,10 +44,13 @@ if TYPE_CHECKING:
     from mepdiff_core.optics import Optics
     from mepdiff_core.probe import fit_probe
     from mepdiff_core.reconstruction import reconstruct
+    from mepdiff_core.sample import SampleConfig, sample_prior
     from mepdiff_core.scan import Scan, load_scan, save_scan
     from mepdiff_core.settings import AdamConfig, Constraints, CrystalConfig, LBFGSConfig, ModelConfig, ProbeFitConfig
     from mepdiff_core.simulate import SimulationConfig, simulate_scan
     from mepdiff_core.states import CrystalState, State
+    from mepdiff_core.train_config import TrainConfig
+    from mepdiff_core.weights import load_prior
 
 
 def __getattr__(name: str) -> Any:

@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mepdiff_core.config import check
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import atomic_path
 
+Arrays = Mapping[str, npt.NDArray[np.generic]]
 
-def save_arrays(arrays: Mapping[str, npt.NDArray[np.generic]], path: str | Path, about: str = "") -> None:
+
+@dataclass(frozen=True)
+class Kind:
+    """Files that say what they are, with a sha256 of their arrays.
+
+    Attributes:
+        name: on record in the file; ``version``: of its layout.
+        words: what a person calls it.
+    """
+
+    name: str
+    version: int
+    words: str
+
+    def save(self, arrays: Arrays, path: str | Path, about: Mapping[str, Any]) -> None:
+        """Arrays by name and plain values about them, atomically."""
+        head = {"format": self.name, "format_version": self.version, "sha256": digest(arrays)}
+        save_arrays(arrays, path, json.dumps({**head, **about}))
+
+    def load(self, path: str | Path, remedy: str) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, Any]]:
+        """What ``save`` was given; ``remedy`` is what to do about a file that is refused.
+
+        Raises:
+            InputError: damaged, another kind of file, another layout, arrays that are not those it was written with.
+        """
+        arrays = load_arrays(path, remedy)
+        try:
+            about = json.loads(arrays_about(path))
+            known = isinstance(about, dict) and about.get("format") == self.name
+        except ValueError:
+            known = False
+        check(known, f"{path} is no {self.words}; {remedy}")
+        version = about.get("format_version")
+        check(version == self.version, f"{path} has layout {version}; this mepdiff reads layout {self.version}; {remedy}")
+        check(digest(arrays) == about.get("sha256"), f"{path} is damaged (its sha256 does not fit); {remedy}")
+        return arrays, about
+
+
+def save_arrays(arrays: Arrays, path: str | Path, about: str = "") -> None:
     """Arrays by name into one safetensors file, atomically; ``about`` is a text that goes with them."""
     from safetensors.numpy import save
 
@@ -43,3 +87,13 @@ def arrays_about(path: str | Path) -> str:
 
     with safe_open(path, "numpy") as file:
         return str((file.metadata() or {}).get("about", ""))
+
+
+def digest(arrays: Arrays) -> str:
+    """Hex sha256 of names, shapes and bytes, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()

@@ -123,8 +123,7 @@ class CrystalModel:
     def expand(self, phase: Tensor, centre: Array, indices: Indices) -> Matter:
         """The misfit around a crystal by its matter."""
         groups = [range(i * self.bins, (i + 1) * self.bins) for i in self.heavy]
-        far = [source for group in groups for source in group]
-        return Matter(*self.waves.quadratic(phase, self.sources, indices, groups, far), centre, self.heavy)
+        return Matter(*self.waves.quadratic(phase, self.sources, indices, groups), centre, self.heavy)
 
     def surplus(self, expansion: Matter) -> tuple[float, float]:
         """What free matter would gain at the centre of an expansion: nats beyond what noise gives it, and in deviations.

@@ -90,11 +90,6 @@ def denoised_of(z: Tensor, v: Tensor, log_snr: Tensor) -> Tensor:
     return per_item(alpha(log_snr), z) * z - per_item(sigma(log_snr), z) * v
 
 
-def noise_of(z: Tensor, v: Tensor, log_snr: Tensor) -> Tensor:
-    """ε = σ z + α v."""
-    return per_item(sigma(log_snr), z) * z + per_item(alpha(log_snr), z) * v
-
-
 def per_item(values: Tensor, like: Tensor) -> Tensor:
     """(batch,) values, ready to be multiplied with (batch, ...) of the same type."""
     return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))

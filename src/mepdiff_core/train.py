@@ -25,20 +25,19 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
+from mepdiff_core.batch_size import fitting, mixed_precision, parts_of
 from mepdiff_core.config import check
 from mepdiff_core.crystal_set import CrystalSet
 from mepdiff_core.diffusion import Weighting, losses
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.loader import Crops, load, open_crops
 from mepdiff_core.train_config import TrainConfig, differing
+from mepdiff_core.training_figures import draw_pictures
 from mepdiff_core.training_folder import LOG, TrainingFolder
 from mepdiff_core.unet import UNet
 from mepdiff_core.validation import Validation, validate
 from mepdiff_core.weights import Prior, PriorConfig, save_prior
 
-PICTURED = 8
-"""Samples on a sheet."""
-PICTURE_STEPS = 40
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each weight."""
 
@@ -98,7 +97,7 @@ def train(
         Diverged: a loss or gradient that is not a finite number; the last checkpoint is as it was.
     """
     check(device in ("auto", "cpu"), f"device is '{device}'; expected auto or cpu (CUDA_VISIBLE_DEVICES chooses a GPU)")
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=_precision(config, device))
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision(config, device))
     shares = accelerator.num_processes * config.accumulate
     check(
         config.batch_size % shares == 0,
@@ -115,22 +114,6 @@ def train(
     if resume:
         trainer.restore()
     yield from trainer.run(stop)
-
-
-def find_batch(config: TrainConfig, device: str = "auto") -> int:
-    """The most volumes, halving from ``batch_size``, whose gradients fit into memory at once.
-
-    Raises:
-        InputError: not even one does.
-    """
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=_precision(config, device))
-    network = UNet(config.network).to(accelerator.device)
-    return _fitting(config, network, accelerator)
-
-
-def _precision(config: TrainConfig, device: str) -> str:
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and device != "cpu"
-    return "bf16" if config.precision == "bf16" or (config.precision == "auto" and bf16) else "no"
 
 
 def _open_folder(config: TrainConfig, out: str | Path, resume: bool, accelerator: Accelerator) -> TrainingFolder:
@@ -183,7 +166,7 @@ class _Trainer:
         self.network = network.to(device)
         if config.channels_last:
             self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.average = copy.deepcopy(self.network).requires_grad_(False).train(False)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=config.learning_rate,
@@ -278,14 +261,14 @@ class _Trainer:
                 speed = now if speed == 0 else 0.9 * speed + 0.1 * now
                 self.clock.start()
                 validation = self._validate() if self._due(c.validate_every) else None
-                if main and c.pictures_every and self.images % c.pictures_every < c.batch_size:
-                    self._draw()
                 if main and self._due(c.log_every):
                     values = (self.step, self.images, sum(recent) / len(recent), norm, rate, speed, self.clock.stop())
                     self._log("log.csv", board, dict(zip(LOG, values, strict=True)))
                     recent = []
                 if main and validation is not None:
                     self._log("validation.csv", board, {"step": self.step, "images": self.images, **validation.rows()})
+                if main and c.pictures_every and (self.images % c.pictures_every < c.batch_size or self.step == c.steps):
+                    self._draw()
                 ended = self._any(stop())
                 if self._due(c.checkpoint_every) or ended:
                     self.save()
@@ -384,21 +367,9 @@ class _Trainer:
         return found
 
     def _draw(self) -> None:
-        """A sheet of samples, and what the network sees at different log-SNR."""
-        from mepdiff_core.figures import contact_sheet
-        from mepdiff_core.page import save_figure
-        from mepdiff_core.sample import SampleConfig, sample_prior
-        from mepdiff_core.training_figures import denoised_figure
-
         prior = Prior(prior_config(self.config), self.average, {}, "")
-        *_, state = sample_prior(prior, SampleConfig(n=PICTURED, steps=PICTURE_STEPS, seed=self.config.seed))
-        assert state.samples is not None
-        self.folder.pictures.mkdir(exist_ok=True)
-        sheet = contact_sheet([*state.samples], [f"sample {i}" for i in range(PICTURED)], columns=4)
-        save_figure(sheet, self.folder.pictures / f"samples-{self.images:09d}.png")
-        if self.held_out is not None:
-            seen = denoised_figure(prior, self.held_out[:2])
-            save_figure(seen, self.folder.pictures / f"denoised-{self.images:09d}.png")
+        held_out = None if self.held_out is None else self.held_out[:2]
+        draw_pictures(prior, held_out, self.folder, self.images, self.config.seed)
 
     def _log(self, name: str, board: Any, row: Mapping[str, Any]) -> None:
         self.folder.log(row, name)
@@ -410,7 +381,7 @@ class _Trainer:
     def _too_large(self) -> InputError:
         self.prepared.zero_grad()
         share = self.config.batch_size // self.accelerator.num_processes
-        fits = _fitting(self.config, self.network, self.accelerator)
+        fits = fitting(self.config, self.network, self.accelerator)
         return InputError(
             f"a batch of {share // self.config.accumulate} volumes does not fit into memory at once, {fits} do; "
             f"add --set accumulate={parts_of(share, fits)} (what is learned is the same) or --find-batch-size"
@@ -445,30 +416,6 @@ def prior_config(config: TrainConfig) -> PriorConfig:
         (c.slice_thickness_A, c.pixel_size_A, c.pixel_size_A),
         c.energy_eV,
     )
-
-
-def parts_of(share: int, fits: int) -> int:
-    """In how many equal parts a share of a batch is to be taken so that each fits."""
-    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= fits)
-
-
-def _fitting(config: TrainConfig, network: UNet, accelerator: Accelerator) -> int:
-    size: int = config.batch_size // accelerator.num_processes
-    shape = (1, config.crops.slices, config.crops.pixels, config.crops.pixels)
-    while True:
-        try:
-            x = torch.zeros((size, *shape), device=accelerator.device)
-            with accelerator.autocast():
-                losses(network, x, x, x.new_zeros(size)).mean().backward()
-            return size
-        except RuntimeError as error:
-            check(should_reduce_batch_size(error) and size > 1, f"not even one volume fits into memory ({error})")
-            size //= 2
-        finally:
-            network.zero_grad()
-            x = torch.zeros(0)
-            if accelerator.device.type == "cuda":
-                torch.cuda.empty_cache()
 
 
 def _generator(seed: int, step: int, device: torch.device) -> torch.Generator:

@@ -10,13 +10,41 @@ import torch
 from torch import Tensor
 
 from mepdiff_core.diffusion import added_noise
-from mepdiff_core.figures import COLORS, INK, MUTED, plain_axis, without_ticks
+from mepdiff_core.figures import COLORS, INK, MUTED, contact_sheet, plain_axis, without_ticks
+from mepdiff_core.page import save_figure
+from mepdiff_core.sample import SampleConfig, sample_prior
+from mepdiff_core.training_folder import TrainingFolder, read_log
 from mepdiff_core.weights import Prior
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PICTURED = 8
+"""Samples on a sheet."""
+PICTURE_STEPS = 40
 LOG_SNR = (-12.0, -10.0, -8.0, -6.0, -4.0, 0.0, 4.0)
+
+
+def draw_pictures(prior: Prior, held_out: Tensor | None, folder: TrainingFolder, images: int, seed: int) -> None:
+    """Into the folder's pictures: samples, what becomes of held-out crystals, the loss so far.
+
+    Args:
+        prior: the network as it is.
+        held_out: (n, 1, z, y, x) crops, rad, if there are any.
+        folder: of the training, with its logs.
+        images: seen so far, in the names of the files.
+        seed: of the samples.
+    """
+    *_, state = sample_prior(prior, SampleConfig(n=PICTURED, steps=PICTURE_STEPS, seed=seed))
+    assert state.samples is not None
+    folder.pictures.mkdir(exist_ok=True)
+    sheet = contact_sheet([*state.samples], [f"sample {i}" for i in range(PICTURED)], columns=4)
+    save_figure(sheet, folder.pictures / f"samples-{images:09d}.png")
+    if held_out is not None:
+        save_figure(denoised_figure(prior, held_out), folder.pictures / f"denoised-{images:09d}.png")
+    log, validation = (read_log(folder.path / name) for name in ("log.csv", "validation.csv"))
+    if log:
+        save_figure(loss_figure(log, validation), folder.pictures / "loss.png")
 
 
 def denoised_figure(prior: Prior, crops: Tensor, log_snr: Sequence[float] = LOG_SNR) -> Figure:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,18 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mepdiff_core.arrays import arrays_about, load_arrays, save_arrays
+from mepdiff_core.arrays import Arrays, Kind
 from mepdiff_core.config import check, dump_yaml, from_dict, read_yaml, to_dict
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import make_folder, write_error, write_text
 from mepdiff_core.train_config import TrainConfig
-from mepdiff_core.weights import digest
 
-FORMAT = "mepdiff-training"
-FORMAT_VERSION = 1
+CHECKPOINT = Kind("mepdiff-training", 1, "checkpoint of a training")
 LOG = ("step", "images", "loss", "grad_norm", "learning_rate", "images_per_s", "seconds")
-
-Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
 class TrainingFolder:
@@ -105,12 +100,11 @@ class TrainingFolder:
         Raises:
             InputError: it cannot be written; the older ones are still there.
         """
-        head = {"format": FORMAT, "format_version": FORMAT_VERSION, "step": step, "sha256": digest(arrays)}
         try:
             (self.path / "state").mkdir(exist_ok=True)
         except OSError as error:
             raise write_error(self.path / "state", error) from None
-        save_arrays(arrays, self._state(step), json.dumps({**head, **about}))
+        CHECKPOINT.save(arrays, self._state(step), {"step": step, **about})
         for old in self.checkpoints()[: -self.config.keep]:
             old.unlink(missing_ok=True)
 
@@ -130,19 +124,7 @@ class TrainingFolder:
             return None
         path = found[-1]
         remedy = "remove it to go on from the one before" if len(found) > 1 else "remove it to begin again"
-        arrays = load_arrays(path, remedy)
-        try:
-            about = json.loads(arrays_about(path))
-            ours = isinstance(about, dict) and about.get("format") == FORMAT
-        except ValueError:
-            ours = False
-        check(ours, f"{path} is no checkpoint of a training; {remedy}")
-        version = about.get("format_version")
-        check(
-            version == FORMAT_VERSION, f"{path} has layout {version}; this mepdiff reads layout {FORMAT_VERSION}; {remedy}"
-        )
-        check(digest(arrays) == about.get("sha256"), f"{path} is damaged (its sha256 does not fit); {remedy}")
-        return arrays, about
+        return CHECKPOINT.load(path, remedy)
 
     def cut_logs(self, step: int) -> None:
         """Forget rows after a step, and half a row that a killed training left."""

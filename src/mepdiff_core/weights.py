@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mepdiff_core.arrays import arrays_about, load_arrays, save_arrays
+from mepdiff_core.arrays import Kind
 from mepdiff_core.config import check, from_dict, to_dict
 from mepdiff_core.diffusion import DiffusionConfig, denoiser
 from mepdiff_core.errors import InputError
 from mepdiff_core.unet import UNet, UNetConfig
 
-FORMAT = "mepdiff-prior"
-FORMAT_VERSION = 1
+PRIOR = Kind("mepdiff-prior", 1, "prior of mepdiff")
 
 
 @dataclass(frozen=True)
@@ -81,14 +78,7 @@ def save_prior(path: str | Path, weights: Mapping[str, Tensor], config: PriorCon
         InputError: it cannot be written.
     """
     arrays = {name: value.detach().float().cpu().numpy() for name, value in weights.items()}
-    about = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "config": to_dict(config),
-        "training": dict(training),
-        "sha256": digest(arrays),
-    }
-    save_arrays(arrays, path, json.dumps(about))
+    PRIOR.save(arrays, path, {"config": to_dict(config), "training": dict(training)})
 
 
 def read_prior(path: str | Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.generic]]]:
@@ -99,19 +89,7 @@ def read_prior(path: str | Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[
     """
     path = Path(path)
     check(path.is_file(), f"{path}: no such file; give a prior (safetensors), as mepdiff train writes it")
-    arrays = load_arrays(path, "give another copy of this prior")
-    try:
-        about = json.loads(arrays_about(path))
-        is_prior = isinstance(about, dict) and about.get("format") == FORMAT
-    except ValueError:
-        is_prior = False
-    check(is_prior, f"{path} is a safetensors file, but no prior of mepdiff; train one with mepdiff train")
-    version = about.get("format_version")
-    check(version == FORMAT_VERSION, f"{path} has layout {version}; this mepdiff reads layout {FORMAT_VERSION}")
-    check(
-        digest(arrays) == about.get("sha256"),
-        f"{path} is damaged (its sha256 does not fit); give another copy of this prior",
-    )
+    arrays, about = PRIOR.load(path, "give another copy of a prior, or train one with mepdiff train")
     return about, arrays
 
 
@@ -134,15 +112,5 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu") -> Prior:
         raise InputError(
             f"{path}: its weights are not those of its network ({' '.join(str(error).split())[:200]})"
         ) from None
-    network.requires_grad_(False).eval().to(device)
+    network.requires_grad_(False).train(False).to(device)
     return Prior(config, network, about["training"], about["sha256"])
-
-
-def digest(arrays: Mapping[str, npt.NDArray[np.generic]]) -> str:
-    """Hex sha256 of names, shapes and bytes, in the order of the names."""
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        total.update(f"{name} {array.dtype} {array.shape}".encode())
-        total.update(array.tobytes())
-    return total.hexdigest()

@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> TrainConfig:
+    from mepdiff_core.batch_size import find_batch, parts_of
     from mepdiff_core.config import check, from_dict, merge, parse_assignments, read_yaml, to_dict
-    from mepdiff_core.train import find_batch, parts_of
     from mepdiff_core.train_config import TrainConfig, preset
     from mepdiff_core.training_folder import TrainingFolder
 
