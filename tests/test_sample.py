@@ -35,10 +35,10 @@ def last(
     sigmas = polyexponential(steps, low, 80.0).tolist()
     generator = torch.Generator().manual_seed(3)
 
-    def noise() -> Tensor:
+    def noise(number: int) -> Tensor:
         return torch.randn(count, 1, 2, 8, 8, generator=generator, dtype=dtype)
 
-    first = noise() * sigmas[0]
+    first = noise(0) * sigmas[0]
     *_, (x, _) = dpmpp_2m_sde(gaussian, first, sigmas, noise, eta)
     return first, x
 
@@ -70,14 +70,25 @@ def test_the_sde_ends_with_the_datas_distribution(eta: float) -> None:
 def test_noise_is_renewed_only_by_eta() -> None:
     asked = []
 
-    def noise() -> Tensor:
-        asked.append(1)
+    def noise(number: int) -> Tensor:
+        asked.append(number)
         return torch.zeros(1, 1, 2, 8, 8)
 
     list(dpmpp_2m_sde(gaussian, torch.ones(1, 1, 2, 8, 8), polyexponential(5, 0.1, 10.0).tolist(), noise, 0.0))
     assert not asked
     list(dpmpp_2m_sde(gaussian, torch.ones(1, 1, 2, 8, 8), polyexponential(5, 0.1, 10.0).tolist(), noise, 1.0))
-    assert len(asked) == 4  # the last step goes to no noise
+    assert asked == [1, 2, 3, 4]  # the last step goes to no noise
+
+
+@pytest.mark.parametrize("done", [1, 3])
+def test_a_loop_goes_on_where_it_was(done: int) -> None:
+    sigmas = polyexponential(6, 0.1, 10.0).tolist()
+    noise = noise_of_seeds([3], (1, 2, 8, 8), torch.device("cpu"))
+    whole = list(dpmpp_2m_sde(gaussian, noise(0) * sigmas[0], sigmas, noise))
+    x, denoised = whole[done - 1]
+    rest = list(dpmpp_2m_sde(gaussian, x, sigmas, noise, done=done, earlier=denoised))
+    assert len(rest) == 6 - done
+    assert torch.equal(rest[-1][0], whole[-1][0])
 
 
 def test_the_schedule() -> None:
@@ -117,8 +128,9 @@ def test_seeds_draw_alone() -> None:
         noise_of_seeds([5, 6], (1, 2, 4, 4), torch.device("cpu")),
         noise_of_seeds([6], (1, 2, 4, 4), torch.device("cpu")),
     )
-    for _ in range(2):
-        assert torch.equal(draw()[1], other()[0])
+    for number in (1, 0, 2):
+        assert torch.equal(draw(number)[1], other(number)[0])
+    assert not torch.equal(other(0), other(1))
 
 
 def test_another_size_than_trained_for() -> None:

@@ -36,6 +36,14 @@ SMALLER = {
     "checkpoint_every": 100000,
 }
 PAPER = {"log_snr_min": -20.0, "log_snr_max": 20.0, "log_snr_even": 0.0, "importance": False, "stratified": False}
+
+
+def at(scale: float, mean: float, std: float) -> dict[str, float]:
+    """Log-SNR around that noise (in rad) which has a log-SNR of ``mean`` at a data scale of 16."""
+    shift = 2 * math.log(16 / scale)
+    return {"log_snr_mean": mean + shift, "log_snr_std": std, "log_snr_min": shift - 14, "log_snr_max": shift + 8}
+
+
 CHOICES = {
     "paper": PAPER,
     "paper, drawn by weight": PAPER | {"importance": True},
@@ -44,7 +52,10 @@ CHOICES = {
     "small, drawn evenly": {"importance": False},
     "small, no even part": {"log_snr_even": 0.0},
     "small, data scale 4": {"data_scale": 4.0},
-    "small, data scale 64": {"data_scale": 64.0},
+    "small, data scale 4, same noise": {"data_scale": 4.0} | at(4, -7, 3),
+    "small, data scale 4, less noise": {"data_scale": 4.0} | at(4, -5, 3),
+    "small, data scale 8, same noise": {"data_scale": 8.0} | at(8, -7, 3),
+    "small, data scale 8, less noise": {"data_scale": 8.0} | at(8, -5, 3),
 }
 SIGMAS = tuple(math.exp(-log_snr / 2) / 16 for log_snr in (-10, -8, -6, -4, -2, 0, 2, 4, 6))
 """rad; those of log-SNR -10 to 6 at a data scale of 16."""

@@ -5,7 +5,6 @@ Arrays are (batch, 1, z, y, x) in scaled units, noise added without shrinking (s
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +16,12 @@ from torch import Tensor
 
 from mepdiff_core.config import check
 from mepdiff_core.diffusion import Denoise
+from mepdiff_core.seeds import seeded
 from mepdiff_core.states import State
 from mepdiff_core.weights import Prior
 
-Noise = Callable[[], Tensor]
-"""Fresh standard normal noise for the whole batch."""
+Noise = Callable[[int], Tensor]
+"""Standard normal noise for the whole batch: number 0 to start from, then one for each step."""
 
 
 @dataclass(frozen=True)
@@ -68,24 +68,31 @@ def polyexponential(steps: int, sigma_min: float, sigma_max: float, rho: float =
 
 
 def dpmpp_2m_sde(
-    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, eta: float = 1.0
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    eta: float = 1.0,
+    done: int = 0,
+    earlier: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """SDE DPM-Solver++(2M): one call of ``denoise`` a step, of second order by the call before.
 
     Args:
         denoise: the model.
-        x: standard normal noise times sigmas[0].
+        x: standard normal noise times sigmas[0], or what it was after ``done`` steps.
         sigmas: falling, the last may be 0.
-        noise: renews it.
+        noise: renews it; its number is that of the step, from 1.
         eta: how much of the noise is renewed.
+        done: steps that are behind; ``earlier``: what was denoised in the last of them.
 
     Yields:
         (x, denoised) after each step; the last x is the sample.
 
     Source: Lu et al., DPM-Solver++, arXiv 2211.01095, algorithm 2 and its SDE form (section 4.3 and appendix B).
     """
-    before: tuple[Tensor, float] | None = None
-    for here, after in itertools.pairwise(sigmas):
+    for step in range(done, len(sigmas) - 1):
+        here, after = sigmas[step : step + 2]
         denoised = denoise(x, x.new_full((len(x),), here))
         if after == 0:
             x = denoised
@@ -93,21 +100,20 @@ def dpmpp_2m_sde(
             h = math.log(here / after)
             toward = -math.expm1(-h * (1 + eta))
             estimate = denoised
-            if before is not None:
-                earlier, h_before = before
-                estimate = denoised + (denoised - earlier) * (h / (2 * h_before))
+            if earlier is not None:
+                estimate = denoised + (denoised - earlier) * (h / (2 * math.log(sigmas[step - 1] / here)))
             x = (after / here * math.exp(-eta * h)) * x + toward * estimate
             if eta:
-                x = x + noise() * (after * math.sqrt(-math.expm1(-2 * eta * h)))
-            before = denoised, h
+                x = x + noise(step + 1) * (after * math.sqrt(-math.expm1(-2 * eta * h)))
+            earlier = denoised
         yield x, denoised
 
 
 def noise_of_seeds(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Noise:
-    """Noise of (len(seeds), *shape), each item from a generator of its own; the same on every device."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    """Noise of (len(seeds), *shape), by the seed of each item and the number asked for; the same on every device."""
 
-    def draw() -> Tensor:
+    def draw(number: int) -> Tensor:
+        generators = [seeded(seed, number) for seed in seeds]
         return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
     return draw
@@ -136,7 +142,7 @@ def sample_prior(prior: Prior, config: SampleConfig, shape: tuple[int, int, int]
     samples = np.zeros((config.n, *size), np.float32)
     for batch in batches:
         noise = noise_of_seeds([config.seed + i for i in batch], (1, *size), prior.device)
-        loop = dpmpp_2m_sde(prior.denoise, noise() * sigmas[0], sigmas, noise, config.eta)
+        loop = dpmpp_2m_sde(prior.denoise, noise(0) * sigmas[0], sigmas, noise, config.eta)
         for sigma, (_, denoised) in zip(sigmas, loop, strict=False):
             step += 1
             samples = samples.copy()

@@ -31,6 +31,7 @@ from mepdiff_core.crystal_set import CrystalSet
 from mepdiff_core.diffusion import Weighting, losses
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.loader import Crops, load, open_crops
+from mepdiff_core.seeds import seeded
 from mepdiff_core.train_config import TrainConfig, differing
 from mepdiff_core.training_figures import draw_pictures
 from mepdiff_core.training_folder import LOG, TrainingFolder
@@ -286,10 +287,10 @@ class _Trainer:
         """One step; returns loss, norm of the gradients and learning rate."""
         c, accelerator, device = self.config, self.accelerator, self.accelerator.device
         # drawn for the whole batch, whatever share of it is this process's: two learn what one would
-        log_snr, weights = self.weighting.draw(c.batch_size, _generator(c.seed, self.step, torch.device("cpu")))
+        log_snr, weights = self.weighting.draw(c.batch_size, seeded(c.seed, self.step))
         log_snr, weights = log_snr.float().to(device), weights.float().to(device)
         shape = (c.batch_size, 1, c.crops.slices, c.crops.pixels, c.crops.pixels)
-        noise = torch.randn(shape, device=device, generator=_generator(c.seed, self.step, device))
+        noise = torch.randn(shape, device=device, generator=seeded(c.seed, self.step, device=device))
         total = torch.zeros((), device=device)
         for number, part in enumerate(self._parts()):
             x = next(batches).to(device) * c.diffusion.data_scale
@@ -416,12 +417,6 @@ def prior_config(config: TrainConfig) -> PriorConfig:
         (c.slice_thickness_A, c.pixel_size_A, c.pixel_size_A),
         c.energy_eV,
     )
-
-
-def _generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """Of a step's noise, the same whatever came before."""
-    mixed = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(mixed[0] >> np.uint64(1)))
 
 
 def _board(path: Path, step: int) -> tuple[Any, str]:

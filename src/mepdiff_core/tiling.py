@@ -1,0 +1,97 @@
+"""A prior trained on crops, over a volume of any size and thickness: overlapping tiles that share one denoised volume."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mepdiff_core.config import check
+from mepdiff_core.diffusion import Denoise
+
+Size = tuple[int, int, int]
+OVERLAP = (0.5, 0.25, 0.25)
+"""Part of a tile that it shares with the next one, along z, y and x, at least."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Where the tiles of a volume lie.
+
+    Attributes:
+        shape: (z, y, x) voxels of the volume, at least those of a tile.
+        tile: (z, y, x) voxels of a tile.
+        corners: (tiles, 3) the first voxel of each.
+    """
+
+    shape: Size
+    tile: Size
+    corners: npt.NDArray[np.int64]
+
+    @classmethod
+    def lay(cls, field: Size, tile: Size, wanted: npt.NDArray[np.bool_] | None = None) -> Tiles:
+        """Tiles over a field, evenly spaced.
+
+        Args:
+            field: (z, y, x) voxels; where it is smaller than a tile, the volume is as large as one, and the field is its
+                first voxels.
+            tile: (z, y, x) voxels.
+            wanted: (y, x) of the field: tiles that hold none of these pixels are left out.
+        """
+        shape = (max(field[0], tile[0]), max(field[1], tile[1]), max(field[2], tile[2]))
+        axes = []
+        for size, side, overlap in zip(shape, tile, OVERLAP, strict=True):
+            count = 1 + math.ceil((size - side) / (side * (1 - overlap)))
+            axes.append(np.round(np.linspace(0, size - side, count)).astype(np.int64))
+        corners = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+        if wanted is not None:
+            held = [bool(wanted[y : y + tile[1], x : x + tile[2]].any()) for _, y, x in corners.tolist()]
+            corners = corners[held]
+            check(len(corners) > 0, "no pixel of the field is illuminated; check the positions and the probe")
+        return cls(shape, tile, corners)
+
+    def window(self, device: torch.device) -> Tensor:
+        """(z, y, x) what each voxel of a tile counts where tiles overlap: falling to its faces, never 0."""
+        sides = []
+        for side, overlap in zip(self.tile, OVERLAP, strict=True):
+            away = torch.minimum(torch.arange(side) + 0.5, side - torch.arange(side) - 0.5)
+            sides.append((away / (side * overlap)).clamp(max=1.0))
+        z, y, x = sides
+        return (z[:, None, None] * y[:, None] * x).to(device)
+
+
+def tiled(denoise: Denoise, tiles: Tiles, batch_size: int) -> Denoise:
+    """A denoiser of whole volumes from one of tiles; where no tile lies, the answer is 0.
+
+    With gradients wanted, tiles are computed again on the way back, so that memory holds one batch of them.
+
+    Args:
+        denoise: of (batch, 1, \\*tile).
+        tiles: where they lie.
+        batch_size: tiles at once.
+    """
+    depth, height, width = tiles.tile
+
+    def whole(x: Tensor, added: Tensor) -> Tensor:
+        check(x.shape[2:] == tiles.shape, f"the volume has shape {tuple(x.shape[2:])}; the tiles cover {tiles.shape}")
+        window = tiles.window(x.device)
+        places = [(item, *corner) for item in range(len(x)) for corner in tiles.corners.tolist()]
+        total, weight = torch.zeros_like(x), x.new_zeros(tiles.shape)
+        for z, a, b in tiles.corners.tolist():
+            weight[z : z + depth, a : a + height, b : b + width] += window
+        for first in range(0, len(places), batch_size):
+            some = places[first : first + batch_size]
+            cut = torch.stack([x[i, :, z : z + depth, a : a + height, b : b + width] for i, z, a, b in some])
+            noise = added[[i for i, *_ in some]]
+            again = torch.is_grad_enabled() and x.requires_grad and len(places) > batch_size
+            seen = checkpoint(denoise, cut, noise, use_reentrant=False) if again else denoise(cut, noise)
+            for (i, z, a, b), part in zip(some, seen, strict=True):
+                total[i, :, z : z + depth, a : a + height, b : b + width] += part * window
+        return total / weight.clamp(min=1e-12)
+
+    return whole
