@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ from mepdiff_core.likelihood import Likelihood, sum64
 from mepdiff_core.optics import make_probe, propagator
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import ModelConfig
+
+V = TypeVar("V", bound=np.generic)
 
 CPU_CHUNK = 16
 """Patterns at once on a CPU: their waves stay in its cache."""
@@ -358,7 +361,7 @@ class ForwardModel:
             return losses[0], gradient[0], probe_gradient
         return losses, gradient, probe_gradient
 
-    def crop(self, volume: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    def crop(self, volume: npt.NDArray[V]) -> npt.NDArray[V]:
         """The part of a model's volume that lies on the object field."""
         if not self.margin:
             return volume

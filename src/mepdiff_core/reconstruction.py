@@ -12,13 +12,13 @@ import numpy.typing as npt
 from mepdiff_core.config import check, from_dict, merge, to_dict
 from mepdiff_core.errors import InputError
 from mepdiff_core.scan import Scan
-from mepdiff_core.settings import ADAM_BEST, AdamConfig, CrystalConfig, LBFGSConfig
+from mepdiff_core.settings import ADAM_BEST, AdamConfig, CrystalConfig, DPSConfig, LBFGSConfig, MepdiffConfig
 from mepdiff_core.states import Checkpoint, State
 
 if TYPE_CHECKING:
     import torch
 
-MethodConfig = AdamConfig | LBFGSConfig | CrystalConfig
+MethodConfig = AdamConfig | LBFGSConfig | CrystalConfig | DPSConfig | MepdiffConfig
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,18 @@ def _crystal(*arguments: Any, **options: Any) -> Iterator[State]:
     return run_crystal(*arguments, **options)
 
 
+def _dps(*arguments: Any, **options: Any) -> Iterator[State]:
+    from mepdiff_core.posterior import run_dps
+
+    return run_dps(*arguments, **options)
+
+
+def _mepdiff(*arguments: Any, **options: Any) -> Iterator[State]:
+    from mepdiff_core.posterior import run_mepdiff
+
+    return run_mepdiff(*arguments, **options)
+
+
 METHODS: dict[str, Method] = {
     "adam-best": Method(
         "PtyRAD as an expert runs it: Poisson loss, positive phase, smoothed along the beam, stopped by held-out patterns",
@@ -60,6 +72,10 @@ METHODS: dict[str, Method] = {
         "atoms in a repeated cell, found by the patterns' Poisson likelihood: no training, a CIF at the end",
         CrystalConfig(),
         _crystal,
+    ),
+    "dps": Method("the paper's sampler: a trained prior, pulled at every step by the patterns' misfit", DPSConfig(), _dps),
+    "mepdiff": Method(
+        "a trained prior and Poisson data steps by turns, from a few passes of Adam", MepdiffConfig(), _mepdiff
     ),
 }
 DEFAULT_METHOD = "adam-best"

@@ -26,8 +26,8 @@ from mepdiff_core.config import check, dump_yaml, read_yaml, to_dict
 from mepdiff_core.defects import defect_from
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import atomic_path, make_folder, write_text
-from mepdiff_core.settings import CrystalConfig
-from mepdiff_core.states import CrystalState, State
+from mepdiff_core.settings import CrystalConfig, SamplerConfig
+from mepdiff_core.states import CrystalState, SampleState, State
 from mepdiff_core.structure_files import read_crystal
 
 if TYPE_CHECKING:
@@ -37,9 +37,13 @@ if TYPE_CHECKING:
 HISTORY = ("step", "loss", "heldout", "sigma", "seconds", "volume_step", "note")
 CRYSTAL_HISTORY = ("stage", "temperature", "accepted")
 """What the history of the crystal solver has besides."""
+SAMPLE_HISTORY = ("log_snr", "grad_norm", "network_s", "physics_s")
+"""What the history of a posterior sampler has besides."""
 CELLS = ("crystal.cif", "crystal-2.cif")
 """The unit cell, and a second one where two are equally likely."""
 SAMPLES = ("samples.ome.tif", "mean.ome.tif", "std.ome.tif")
+MASK = "illuminated.ome.tif"
+"""Where electrons went (1): beyond it, a posterior sampler's volume is the prior's invention."""
 SAVE_EVERY_S = 15.0
 
 
@@ -118,8 +122,7 @@ class RunFolder:
         try:
             for state in states:
                 last = state
-                names = (*HISTORY, *CRYSTAL_HISTORY) if isinstance(state, CrystalState) else HISTORY
-                self.history.append({name: _plain(getattr(state, name)) for name in names})
+                self.history.append({name: _plain(getattr(state, name)) for name in (*HISTORY, *_more(state))})
                 if time.monotonic() - self._saved_at > SAVE_EVERY_S:
                     self._save(state)
                 yield state
@@ -167,6 +170,8 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             else:
                 write_volume(self.path / name, array, self._voxel, self._origin)
+        if isinstance(state, SampleState):
+            write_volume(self.path / MASK, state.illuminated[None].astype(np.float32), self._voxel, self._origin)
         if checkpoint and state.checkpoint:
             save_arrays(state.checkpoint, self.path / "checkpoint.safetensors")
         self._saved_at = time.monotonic()
@@ -252,9 +257,10 @@ class Run:
             )
             self.config = recorded
             start, probe = _recorded_file(record, "start", start), _recorded_file(record, "probe", probe)
-            structure = _recorded_file(record, "structure", None)
-            if isinstance(self.config, CrystalConfig) and structure is not None:
-                self.config = replace(self.config, start=str(structure))  # from whatever folder this is run
+            for name, field in _files_of(self.config).items():
+                file = _recorded_file(record, name, None)
+                if file is not None:  # from whatever folder this is run
+                    self.config = method_config(method, {**to_dict(self.config), field: str(file)})
             kept = record.get("calibration") or {}
             check(
                 not calibration or calibration_of(calibrate(scan, calibration)) == calibration_of(calibrate(scan, kept)),
@@ -264,9 +270,11 @@ class Run:
         scan = calibrate(scan, calibration or {})
         self.scan = scan if probe is None else with_probe(scan, probe)
         self._start = None if start is None or self._checkpoint is not None else read_volume(start)
-        known = self.config.start if isinstance(self.config, CrystalConfig) else None
-        if known is not None:
-            read_crystal(known)
+        named = {name: getattr(self.config, field) for name, field in _files_of(self.config).items()}
+        for path in (p for p in named.values() if p is not None):
+            check(Path(path).is_file(), f"{path}: no such file")
+        if isinstance(self.config, CrystalConfig) and self.config.start is not None:
+            read_crystal(self.config.start)
         if not resume:
             voxel, origin = volume_grid(self.scan, self.config.slice_thickness_A)
             self.folder = RunFolder.create(
@@ -279,7 +287,7 @@ class Run:
                     "input_sha256": digest,
                     "calibration": dict(calibration or {}),
                     "start": _file_record(start),
-                    **({} if known is None else {"structure": _file_record(known)}),
+                    **{name: _file_record(path) for name, path in named.items() if path is not None},
                     "probe": _file_record(probe),
                     "device": str(self.device),
                     "voxel_size_A": list(voxel),
@@ -337,6 +345,13 @@ class Run:
             self.device,
             answer,
         )
+
+
+def _files_of(config: MethodConfig) -> dict[str, str]:
+    """Name on record -> field, of the files that a method's settings name."""
+    if isinstance(config, CrystalConfig):
+        return {"structure": "start"}
+    return {"prior": "prior"} if isinstance(config, SamplerConfig) else {}
 
 
 def _file_record(path: str | Path | None) -> dict[str, str] | None:
@@ -437,6 +452,13 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _more(state: State) -> tuple[str, ...]:
+    """What the history of a state's method has besides."""
+    if isinstance(state, CrystalState):
+        return CRYSTAL_HISTORY
+    return SAMPLE_HISTORY if isinstance(state, SampleState) else ()
 
 
 def _plain(value: Any) -> Any:

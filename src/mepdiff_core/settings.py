@@ -231,6 +231,105 @@ def parse_composition(formula: str) -> dict[int, int]:
 
 
 @dataclass(frozen=True)
+class SamplerConfig:
+    """What all posterior samplers have in common.
+
+    Attributes:
+        prior: file of a prior, as mepdiff train writes it.
+        steps: of the sampler, each one call of the network for each tile.
+        sigma_min, sigma_max: ends of the schedule, of noise added to scaled volumes.
+        rho: exponent of the schedule; 1 makes neighbouring sigmas of equal ratio.
+        eta: how much of the noise is renewed: 0 follows the ODE, 1 the SDE.
+        samples: drawn from the posterior; the volume is that which the held-out patterns like best.
+        likelihood: amplitude (PtyRAD's loss_single) or poisson.
+        batch_size: patterns a mini-batch; null: all that are not held out.
+        batches: mini-batches a step.
+        tile_batch: tiles that the network takes at once.
+        heldout_fraction: part of the patterns kept out of the guidance, drawn by the seed.
+        slices: number of slices; null: the scan's thickness over slice_thickness_A.
+        slice_thickness_A: Å, that of the prior's voxels.
+        engine: ptyrad (its own model and loss) or fast (ours, equal to 1e-5).
+        model: window and sampling of the fast engine's model.
+        seed: of the first sample, and of mini-batches and held-out patterns; each sample has its own.
+    """
+
+    prior: str | None = None
+    steps: int = 100
+    sigma_min: float = 0.1
+    sigma_max: float = 800.0
+    rho: float = 1.0
+    eta: float = 1.0
+    samples: int = 1
+    likelihood: LikelihoodName = "amplitude"
+    batch_size: int | None = None
+    batches: int = 1
+    tile_batch: int = 8
+    heldout_fraction: float = 0.05
+    slices: int | None = None
+    slice_thickness_A: float = 1.6
+    engine: EngineName = "fast"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "samples", "batches", "tile_batch"):
+            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
+        check(
+            0 < self.sigma_min < self.sigma_max,
+            f"sigma_min is {self.sigma_min:g} and sigma_max {self.sigma_max:g}; expected the first to be less, and above 0",
+        )
+        check(self.rho > 0, f"rho is {self.rho:g}; expected more than 0")
+        check(0 <= self.eta <= 1, f"eta is {self.eta:g}; expected 0 to 1")
+        check(self.batch_size is None or self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
+        _check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+
+
+@dataclass(frozen=True)
+class DPSConfig(SamplerConfig):
+    """The paper's sampler (MEP-Diffusion, table 4).
+
+    Attributes:
+        guidance_scale: g(λ) is this times sigmoid(guidance_log_snr - λ)^½.
+        guidance_log_snr: where the guidance fades.
+    """
+
+    guidance_scale: float = 5000.0
+    guidance_log_snr: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.guidance_scale >= 0, f"guidance_scale is {self.guidance_scale:g}; expected 0 or more")
+
+
+@dataclass(frozen=True)
+class MepdiffConfig(SamplerConfig):
+    """Our sampler: from a few passes of Adam, data steps between denoising and renoising.
+
+    Attributes:
+        warm_passes: passes of Adam over all patterns that the first volume comes from; 0: noise alone.
+        learning_rate: of the data steps, rad, at most.
+        openness: r of the data steps in units of what the prior's denoiser leaves open.
+        positivity: keep phases from falling below 0.
+    """
+
+    steps: int = 30
+    sigma_max: float = 4.0
+    likelihood: LikelihoodName = "poisson"
+    batch_size: int | None = 32
+    batches: int = 10
+    warm_passes: int = 5
+    learning_rate: float = 2e-3
+    openness: float = 1.0
+    positivity: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.warm_passes >= 0, f"warm_passes is {self.warm_passes}; expected 0 or more")
+        for name in ("learning_rate", "openness"):
+            check(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}; expected more than 0")
+
+
+@dataclass(frozen=True)
 class ProbeFitConfig:
     """How to fit a probe.
 

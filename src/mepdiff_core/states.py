@@ -82,6 +82,26 @@ class ProbeState(State):
 
 
 @dataclass(frozen=True)
+class SampleState(State):
+    """One step of a posterior sampler; ``volume`` is the denoised one that the held-out patterns like best.
+
+    Attributes:
+        log_snr: -2 ln sigma.
+        noisy: (z, y, x) what the volume was denoised from, with noise of ``sigma`` added, rad.
+        grad_norm: of the data misfit's gradient.
+        network_s, physics_s: seconds of this step in the network and in the model of the patterns.
+        illuminated: (y, x) where electrons went: elsewhere the volume is the prior's invention.
+    """
+
+    log_snr: float = float("nan")
+    noisy: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    grad_norm: float = float("nan")
+    network_s: float = 0.0
+    physics_s: float = 0.0
+    illuminated: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))
+
+
+@dataclass(frozen=True)
 class CrystalState(State):
     """One step of the crystal solver; ``loss`` and ``heldout`` are those of its own model.
 

@@ -41,19 +41,24 @@ class Tiles:
             field: (z, y, x) voxels; where it is smaller than a tile, the volume is as large as one, and the field is its
                 first voxels.
             tile: (z, y, x) voxels.
-            wanted: (y, x) of the field: tiles that hold none of these pixels are left out.
+            wanted: (y, x) of the field: no tile lies beyond these pixels, or holds none of them.
         """
         shape = (max(field[0], tile[0]), max(field[1], tile[1]), max(field[2], tile[2]))
+        wanted = np.ones(field[1:], bool) if wanted is None else wanted
+        check(bool(wanted.any()), "no pixel of the field is illuminated; check the positions and the probe")
+        spans = [(0, field[0])]
+        for axis in (1, 0):
+            seen = np.flatnonzero(wanted.any(axis))
+            spans.append((int(seen[0]), int(seen[-1]) + 1))
         axes = []
-        for size, side, overlap in zip(shape, tile, OVERLAP, strict=True):
-            count = 1 + math.ceil((size - side) / (side * (1 - overlap)))
-            axes.append(np.round(np.linspace(0, size - side, count)).astype(np.int64))
+        for (low, high), size, side, overlap in zip(spans, shape, tile, OVERLAP, strict=True):
+            first = max(0, min(low, size - side))
+            last = max(first, high - side)
+            count = 1 + math.ceil((last - first) / (side * (1 - overlap)))
+            axes.append(np.round(np.linspace(first, last, count)).astype(np.int64))
         corners = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-        if wanted is not None:
-            held = [bool(wanted[y : y + tile[1], x : x + tile[2]].any()) for _, y, x in corners.tolist()]
-            corners = corners[held]
-            check(len(corners) > 0, "no pixel of the field is illuminated; check the positions and the probe")
-        return cls(shape, tile, corners)
+        held = [bool(wanted[y : y + tile[1], x : x + tile[2]].any()) for _, y, x in corners.tolist()]
+        return cls(shape, tile, corners[held])
 
     def window(self, device: torch.device) -> Tensor:
         """(z, y, x) what each voxel of a tile counts where tiles overlap: falling to its faces, never 0."""

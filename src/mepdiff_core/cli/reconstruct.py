@@ -24,6 +24,8 @@ methods:
   lbfgs       PtyRAD with L-BFGS as the paper ran it, learning rates 1, 0.1 and 0.01
   crystal     atoms in a repeated cell, found by the patterns' Poisson likelihood; what is known of the crystal helps:
               --composition, --lattice, --start FILE.cif
+  dps         the MEP-Diffusion paper's sampler: a trained prior (--prior FILE) pulled by the patterns' misfit
+  mepdiff     a trained prior (--prior FILE) and Poisson data steps by turns, from a few passes of Adam
 
 Every setting of a method and what it means: mepdiff info --settings adam-best
 Every value of the calibration: mepdiff info --settings calibration
@@ -38,9 +40,18 @@ examples:
   mepdiff reconstruct scan.h5 --method adam --steps 50 --out run-adam
   mepdiff reconstruct scan.h5 --method adam --set engine=fast --probe probe.h5 --out run-fast
   mepdiff reconstruct scan.h5 --method crystal --composition LiMnPO4 --out run-crystal
+  mepdiff reconstruct scan.h5 --method mepdiff --prior prior/last.safetensors --samples 4 --out run-samples
 """
-CRYSTAL_OPTIONS = ("composition", "lattice", "axis", "samples")
-"""Options of the method crystal alone."""
+METHODS_OF = {
+    "composition": ("crystal",),
+    "lattice": ("crystal",),
+    "axis": ("crystal",),
+    "samples": ("crystal", "dps", "mepdiff"),
+    "prior": ("dps", "mepdiff"),
+}
+"""Options of some methods alone."""
+PASSES = {"crystal": "rounds", "dps": "steps", "mepdiff": "steps"}
+"""What --steps sets, where it is not 'iterations'."""
 
 
 def add_parser(commands: Any) -> None:
@@ -51,10 +62,14 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
     )
     parser.add_argument("scan", metavar="SCAN.h5", help="the scan file")
-    parser.add_argument("--method", default="adam-best", metavar="NAME", help="adam-best (default), adam, lbfgs or crystal")
+    parser.add_argument(
+        "--method", default="adam-best", metavar="NAME", help="adam-best (default), adam, lbfgs, crystal, dps or mepdiff"
+    )
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make (or to go on with, by --resume)")
     parser.add_argument(
-        "--steps", type=int, help="passes over the patterns, at most (the setting 'iterations'; of crystal 'rounds')"
+        "--steps",
+        type=int,
+        help="passes over the patterns, at most ('iterations'; of crystal 'rounds'); dps, mepdiff: of the sampler",
     )
     parser.add_argument("--seed", type=int, help="random seed: of mini-batches and held-out patterns (default 0)")
     parser.add_argument(
@@ -78,7 +93,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--axis", choices=("a", "b", "c"), help="crystal: the lattice vector of --start along the beam (default c)"
     )
-    parser.add_argument("--samples", type=int, metavar="K", help="crystal: posterior samples to draw (default 8)")
+    parser.add_argument(
+        "--samples", type=int, metavar="K", help="posterior samples to draw (crystal: 8 by default; dps, mepdiff: 1)"
+    )
+    parser.add_argument("--prior", metavar="FILE", help="dps, mepdiff: the prior, as mepdiff train writes it")
     parser.add_argument("--probe", metavar="PROBE.h5", help="probe of 'mepdiff fit-probe' instead of the scan's own")
     parser.add_argument(
         "--calibration", metavar="FILE.yaml", help="optics, step, thickness, ... to use instead of what the scan says"
@@ -106,10 +124,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     settings = read_settings(arguments)
     crystal = arguments.method == "crystal"
-    for option, name in (("steps", "rounds" if crystal else "iterations"), ("seed", "seed"), ("slices", "slices")):
+    for option, name in (("steps", PASSES.get(arguments.method, "iterations")), ("seed", "seed"), ("slices", "slices")):
         if getattr(arguments, option) is not None:
             settings[name] = getattr(arguments, option)
-    settings |= _crystal_settings(arguments)
+    settings |= _settings_of_method(arguments)
     calibration = read_yaml(arguments.calibration) if arguments.calibration else {}
     calibration = merge(calibration, parse_assignments(arguments.calibrate, "--calibrate"))
     with StateBar(arguments.method) as bar:
@@ -137,22 +155,28 @@ def run(arguments: argparse.Namespace) -> None:
     emit(arguments, {"folder": str(made.folder.path), **made.metrics}, text)
 
 
-def _crystal_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the options of the method crystal fill.
+def _settings_of_method(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that options of some methods alone fill.
 
     Raises:
         InputError: such an option for another method.
     """
     from mepdiff_core.config import check
 
-    given = [name for name in CRYSTAL_OPTIONS if getattr(arguments, name) is not None]
-    if arguments.method != "crystal":
-        text = f"for the method crystal, not for {arguments.method}; leave it out, or take --method crystal"
-        for name in given:
-            check(False, f"--{name} is {text}")
-        check(not str(arguments.start or "").lower().endswith(".cif"), f"--start {arguments.start}: a CIF file is {text}")
-        return {}
+    method = arguments.method
+
+    def refusal(methods: tuple[str, ...]) -> str:
+        words = f"the method{'s' if len(methods) > 1 else ''} {' and '.join(methods)}"
+        return f"for {words}, not for {method}; leave it out, or take --method {methods[-1]}"
+
+    given = [name for name in METHODS_OF if getattr(arguments, name) is not None]
+    for name in given:
+        check(method in METHODS_OF[name], f"--{name} is {refusal(METHODS_OF[name])}")
     settings = {name: getattr(arguments, name) for name in given if name != "lattice"}
+    if method != "crystal":
+        cif = str(arguments.start or "").lower().endswith(".cif")
+        check(not cif, f"--start {arguments.start}: a CIF file is {refusal(('crystal',))}")
+        return settings
     if arguments.lattice is not None:
         settings |= {"lattice_A": arguments.lattice[:2], "angle_deg": arguments.lattice[2]}
     if arguments.start is not None:

@@ -1,0 +1,264 @@
+"""Posterior samplers on a scan: what a prior and the measured patterns agree on, as a stream of states."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mepdiff_core.baselines import make_engine, run_adam
+from mepdiff_core.batches import Indices, make_batches, split_patterns
+from mepdiff_core.config import check
+from mepdiff_core.diffusion import Denoise, denoiser
+from mepdiff_core.forward import ForwardModel
+from mepdiff_core.guidance import DPS, Measurement, Proximal
+from mepdiff_core.projection import illumination
+from mepdiff_core.sample import dpmpp_2m_sde, noise_of_seeds, polyexponential
+from mepdiff_core.scan import Scan, specimen_slices
+from mepdiff_core.settings import ADAM_BEST, Constraints, DPSConfig, MepdiffConfig, SamplerConfig
+from mepdiff_core.states import Checkpoint, SampleState
+from mepdiff_core.tiling import Tiles, tiled
+from mepdiff_core.weights import Prior, load_prior
+
+ILLUMINATED = 0.02
+"""Of the dose in the scan's middle: where less went, a voxel is the prior's invention."""
+VOXEL_TOLERANCE = 0.02
+"""How far a scan's voxels may be from those that a prior was trained on, relative."""
+
+
+def run_dps(
+    scan: Scan,
+    config: DPSConfig,
+    device: torch.device | str = "cpu",
+    start: npt.NDArray[np.floating] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Iterator[SampleState]:
+    """The paper's sampler: SDE DPM-Solver++ with a gradient through the network at every step.
+
+    Args:
+        scan: the measurement; config: settings with a prior; device: torch device.
+        start: not taken: it starts from noise.
+        checkpoint: of a state of the same run, to go on from there.
+
+    Raises:
+        InputError: no prior, or one that does not fit; Diverged: a misfit that is not finite.
+
+    Source: MEP-Diffusion, table 4; Chung et al., arXiv 2209.14687. What both leave open: docs/method.md.
+    """
+    check(start is None, "dps starts from noise and takes no start volume; leave it out, or take the method mepdiff")
+    task = _Task.prepare(scan, config, device)
+
+    def weight(sigma: float) -> float:
+        log_snr = -2 * math.log(sigma)
+        return config.guidance_scale / math.sqrt(1 + math.exp(log_snr - config.guidance_log_snr))
+
+    done = 0 if checkpoint is None else _steps(checkpoint)
+    guide = DPS(task.denoise, task.measurement, task.batches, weight, done + 1)
+    yield from task.follow(guide, None, checkpoint)
+
+
+def run_mepdiff(
+    scan: Scan,
+    config: MepdiffConfig,
+    device: torch.device | str = "cpu",
+    start: npt.NDArray[np.floating] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Iterator[SampleState]:
+    """Our sampler: from a few passes of Adam (or a start volume), data steps between denoising and renoising.
+
+    Arguments and errors are those of ``run_dps``, but that ``start`` is taken: (slices, y, x), rad.
+    """
+    task = _Task.prepare(scan, config, device)
+    fitted = float(scan.electrons_per_pattern) * len(task.fit)
+    scale = task.prior.config.diffusion.data_scale
+
+    def spread(sigma: float) -> float:
+        return config.openness * sigma / math.sqrt(1 + sigma**2) / scale
+
+    def rate(sigma: float) -> float:
+        return min(config.learning_rate, spread(sigma))
+
+    done, moments = 0, None
+    if checkpoint is not None:
+        done = _steps(checkpoint)
+        first, second = (torch.as_tensor(np.array(checkpoint[n])).to(device) for n in ("exp_avg", "exp_avg_sq"))
+        moments = first, second, int(checkpoint["updates"])
+    elif config.warm_passes and start is None:
+        adam = replace(
+            ADAM_BEST,
+            iterations=config.warm_passes,
+            patience=None,
+            engine=config.engine,
+            model=config.model,
+            slices=config.slices,
+            slice_thickness_A=config.slice_thickness_A,
+            heldout_fraction=config.heldout_fraction,
+            seed=config.seed,
+        )
+        for state in run_adam(scan, adam, device):
+            start = state.volume
+            yield task.warming(start, state.step, config.warm_passes, state.loss, state.heldout, state.seconds)
+    guide = Proximal(
+        task.denoise, task.measurement, task.batches, fitted, spread, rate, config.positivity, done + 1, moments
+    )
+    yield from task.follow(guide, start, checkpoint)
+
+
+@dataclass
+class _Task:
+    """What a sampler needs of a scan and a prior."""
+
+    config: SamplerConfig
+    prior: Prior
+    model: ForwardModel
+    measurement: Measurement
+    tiles: Tiles
+    denoise: Denoise
+    fit: Indices
+    held: Indices
+    illuminated: npt.NDArray[np.bool_]
+    network_s: float = 0.0
+    before_s: float = 0.0
+    before_steps: int = 0
+
+    @classmethod
+    def prepare(cls, scan: Scan, config: SamplerConfig, device: torch.device | str) -> _Task:
+        check(config.prior is not None, "no prior was given; give --prior FILE, as mepdiff train writes it")
+        assert config.prior is not None
+        prior = load_prior(config.prior, device)
+        voxel = (config.slice_thickness_A, scan.pixel_size_A, scan.pixel_size_A)
+        off = max(abs(a / b - 1) for a, b in zip(voxel, prior.config.voxel_size_A, strict=True))
+        check(
+            off < VOXEL_TOLERANCE,
+            f"{config.prior} was trained on voxels of {_by(prior.config.voxel_size_A)} Å; this scan's are {_by(voxel)} Å; "
+            "set slice_thickness_A, crop or pad the patterns to the same k_max, or train a prior of such voxels",
+        )
+        slices = specimen_slices(scan, config.slices, config.slice_thickness_A)
+        model = ForwardModel(scan, slices, config.slice_thickness_A, config.model, device=device)
+        engine = make_engine(config.engine, model, config.likelihood, Constraints())
+        dose = np.pad(illumination(scan), model.margin)
+        tiles = Tiles.lay(model.volume_shape, prior.config.shape, dose > ILLUMINATED)
+        fit, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
+        measurement = Measurement(engine, model.volume_shape, prior.config.diffusion.data_scale)
+        task = cls(config, prior, model, measurement, tiles, denoiser(prior.network), fit, held, dose > ILLUMINATED)
+        whole = tiled(denoiser(prior.network), tiles, config.tile_batch)
+
+        def timed(x: Tensor, added: Tensor) -> Tensor:
+            began = time.perf_counter()
+            seen = whole(x, added)
+            task.network_s += time.perf_counter() - began
+            return seen
+
+        task.denoise = timed
+        return task
+
+    def batches(self, item: int, step: int) -> list[Indices]:
+        """Patterns that guide a sample in a step."""
+        c = self.config
+        if c.batch_size is None:
+            return [self.fit] * c.batches
+        found: list[Indices] = []
+        for turn in range(c.batches):
+            drawn = make_batches(self.fit, c.batch_size, np.random.default_rng([c.seed + item, 4, step, turn]))
+            found += drawn
+            if len(found) >= c.batches:
+                break
+        return found[: c.batches]
+
+    def follow(
+        self, guide: DPS | Proximal, start: npt.NDArray[np.floating] | None, checkpoint: Checkpoint | None
+    ) -> Iterator[SampleState]:
+        """The sampler's steps as states."""
+        c, scale, device = self.config, self.prior.config.diffusion.data_scale, self.prior.device
+        sigmas = polyexponential(c.steps, c.sigma_min, c.sigma_max, c.rho).tolist()
+        noise = noise_of_seeds([c.seed + i for i in range(c.samples)], (1, *self.tiles.shape), device)
+        done, earlier, spent = 0, None, self.before_s
+        if checkpoint is not None:
+            done, spent = _steps(checkpoint), float(checkpoint["seconds"])
+            self.before_steps = int(checkpoint["warm"])
+            x, earlier = (torch.as_tensor(np.array(checkpoint[name])).to(device) for name in ("x", "denoised"))
+        else:
+            x = noise(0) * sigmas[0]
+            if start is not None:
+                expected = (self.model.volume_shape[0], *self.model.field.shape)
+                check(
+                    start.shape == expected,
+                    f"the start volume has shape {start.shape}; this scan's object field has {expected} (slices, y, x)",
+                )
+                m = self.model.margin
+                z, height, width = expected
+                given = torch.as_tensor(np.array(start, np.float32)).to(device) * scale
+                x[:, 0, :z, m : m + height, m : m + width] += given
+        total = self.before_steps + c.steps
+        began = time.perf_counter()
+        loop = dpmpp_2m_sde(guide, x, sigmas, noise, c.eta, done, earlier)
+        network, physics = self.network_s, self.measurement.seconds
+        noisy = x
+        for step, (x, denoised) in enumerate(loop, done + 1):
+            volumes = self.measurement.part(denoised[:, 0]) / scale
+            held = [self.measurement.engine.loss(v, self.held) for v in volumes] if len(self.held) else []
+            best = int(np.argmin(held)) if held else 0
+            samples = self.model.crop(volumes.detach().cpu().numpy().astype(np.float32))
+            arrays = {
+                "step": np.array(self.before_steps + step),
+                "warm": np.array(self.before_steps),
+                "x": x.cpu().numpy(),
+                "denoised": denoised.detach().cpu().numpy(),
+            }
+            if isinstance(guide, Proximal) and guide.moments is not None:
+                first, second, updates = guide.moments
+                arrays |= {"exp_avg": first.cpu().numpy(), "exp_avg_sq": second.cpu().numpy(), "updates": np.array(updates)}
+            spent += time.perf_counter() - began
+            seen = self.measurement.part(noisy[best, 0]) / scale
+            yield SampleState(
+                step=self.before_steps + step,
+                total=total,
+                volume=np.ascontiguousarray(samples[best]),
+                volume_step=self.before_steps + step,
+                loss=float(np.mean(self.measurement.losses)),
+                heldout=held[best] if held else None,
+                seconds=spent,
+                sigma=sigmas[step - 1],
+                log_snr=-2 * math.log(sigmas[step - 1]),
+                noisy=np.asarray(self.model.crop(seen.cpu().numpy()), np.float32),
+                grad_norm=float(np.mean(guide.grad_norms)),
+                network_s=self.network_s - network,
+                physics_s=self.measurement.seconds - physics,
+                illuminated=self.model.crop(self.illuminated),
+                samples=np.ascontiguousarray(samples) if c.samples > 1 else None,
+                checkpoint={name: np.array(value) for name, value in {**arrays, "seconds": spent}.items()},
+            )
+            began, noisy = time.perf_counter(), x
+            network, physics = self.network_s, self.measurement.seconds
+
+    def warming(
+        self, volume: npt.NDArray[np.floating], step: int, passes: int, loss: float, heldout: float | None, seconds: float
+    ) -> SampleState:
+        """A state of the passes before the sampler's first step."""
+        self.before_s, self.before_steps = seconds, step
+        return SampleState(
+            step=step,
+            total=passes + self.config.steps,
+            volume=np.array(volume, np.float32),
+            volume_step=step,
+            loss=loss,
+            heldout=heldout,
+            seconds=seconds,
+            note=f"Adam, pass {step} of {passes}",
+            illuminated=self.model.crop(self.illuminated),
+        )
+
+
+def _steps(checkpoint: Checkpoint) -> int:
+    """Of the sampler, done before a checkpoint."""
+    return int(checkpoint["step"]) - int(checkpoint["warm"])
+
+
+def _by(voxel: tuple[float, float, float]) -> str:
+    return " x ".join(f"{side:.3g}" for side in voxel)
