@@ -23,8 +23,7 @@ from mepdiff_core.train_config import TrainConfig, preset
 from mepdiff_core.training_data import CrystalCrops
 from mepdiff_core.weights import Prior, load_prior
 
-SMALLER = {
-    "network": {"channels_2d": [16, 32], "channels_3d": [48, 64], "head_channels": 16},
+SHORT = {
     "batch_size": 16,
     "learning_rate": 1e-3,
     "warmup_steps": 50,
@@ -51,6 +50,7 @@ CHOICES = {
     "small": {},
     "small, drawn evenly": {"importance": False},
     "small, no even part": {"log_snr_even": 0.0},
+    "small, less noise": {"log_snr_mean": -4.0},
     "small, data scale 4": {"data_scale": 4.0},
     "small, data scale 4, same noise": {"data_scale": 4.0} | at(4, -7, 3),
     "small, data scale 4, less noise": {"data_scale": 4.0} | at(4, -5, 3),
@@ -75,7 +75,7 @@ def main() -> None:
     for name, diffusion in CHOICES.items():
         if arguments.only and name not in arguments.only.split(";"):
             continue
-        changes = SMALLER | {"diffusion": diffusion, "steps": arguments.steps, "seed": arguments.seed}
+        changes = SHORT | {"diffusion": diffusion, "steps": arguments.steps, "seed": arguments.seed}
         config = from_dict(TrainConfig, merge(preset("small"), changes))
         folder = arguments.out / f"{name.replace(', ', '-').replace(' ', '-')}-{arguments.seed}"
         if not (folder / "last.safetensors").exists():
