@@ -21,7 +21,7 @@ from mepdiff_core.column_search import COPIES_PATTERNS, DENSITY_PATTERNS, EVEN_P
 from mepdiff_core.columns import add_missing
 from mepdiff_core.config import check
 from mepdiff_core.crystal_model import CrystalModel
-from mepdiff_core.crystal_verdict import WRONG_NATS, Evidence, Fit, doubtful, limits
+from mepdiff_core.crystal_verdict import WRONG_NATS, Evidence, Fit, doubtful, explained, limits
 from mepdiff_core.defect_search import find_defects
 from mepdiff_core.defects import Defect, with_defects
 from mepdiff_core.depth import SHORTEST_PERIOD_A, Arrangement, DepthSearch, Matter, Repeat, shortest_repeat
@@ -252,6 +252,7 @@ class _Solver(ColumnSearch):
             samples=samples,
             alternative=alternative,
             defects=tuple(defects),
+            explained=explained(fit),
             verdict=". ".join(w[0].upper() + w[1:] for w in words) + ".",
         )
 

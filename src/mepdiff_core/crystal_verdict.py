@@ -65,6 +65,11 @@ def doubtful(surplus: float, deviations: float) -> bool:
     return deviations > SURPRISING and surplus > SURPRISING_NATS
 
 
+def explained(fit: Fit) -> bool:
+    """Whether an answer leaves nothing that the patterns would want otherwise."""
+    return fit.nats < EXPLAINED_NATS and not doubtful(fit.surplus, fit.deviations)
+
+
 def limits(evidence: Evidence) -> list[str]:
     """The limits of an answer, a phrase each; the first says whether it explains the patterns."""
     fit = evidence.fit

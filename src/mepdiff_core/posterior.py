@@ -21,7 +21,7 @@ from mepdiff_core.guidance import DPS, Measurement, Proximal
 from mepdiff_core.projection import illumination
 from mepdiff_core.sample import dpmpp_2m_sde, noise_of_seeds, polyexponential
 from mepdiff_core.scan import Scan, specimen_slices
-from mepdiff_core.settings import ADAM_BEST, Constraints, DPSConfig, MepdiffConfig, SamplerConfig
+from mepdiff_core.settings import ADAM_BEST, Constraints, DPSConfig, ProximalConfig, SamplerConfig
 from mepdiff_core.states import Checkpoint, SampleState
 from mepdiff_core.tiling import Tiles, tiled
 from mepdiff_core.weights import Prior, load_prior
@@ -51,7 +51,7 @@ def run_dps(
 
     Source: MEP-Diffusion, table 4; Chung et al., arXiv 2209.14687. What both leave open: docs/method.md.
     """
-    check(start is None, "dps starts from noise and takes no start volume; leave it out, or take the method mepdiff")
+    check(start is None, "dps starts from noise and takes no start volume; leave it out, or take the method proximal")
     task = _Task.prepare(scan, config, device)
 
     def weight(sigma: float) -> float:
@@ -63,14 +63,14 @@ def run_dps(
     yield from task.follow(guide, None, checkpoint)
 
 
-def run_mepdiff(
+def run_proximal(
     scan: Scan,
-    config: MepdiffConfig,
+    config: ProximalConfig,
     device: torch.device | str = "cpu",
     start: npt.NDArray[np.floating] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Iterator[SampleState]:
-    """Our sampler: from a few passes of Adam (or a start volume), data steps between denoising and renoising.
+    """From a few passes of Adam (or a start volume), data steps between denoising and renoising.
 
     Arguments and errors are those of ``run_dps``, but that ``start`` is taken: (slices, y, x), rad.
     """
@@ -129,8 +129,6 @@ class _Task:
 
     @classmethod
     def prepare(cls, scan: Scan, config: SamplerConfig, device: torch.device | str) -> _Task:
-        check(config.prior is not None, "no prior was given; give --prior FILE, as mepdiff train writes it")
-        assert config.prior is not None
         prior = load_prior(config.prior, device)
         voxel = (config.slice_thickness_A, scan.pixel_size_A, scan.pixel_size_A)
         off = max(abs(a / b - 1) for a, b in zip(voxel, prior.config.voxel_size_A, strict=True))

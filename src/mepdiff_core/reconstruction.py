@@ -12,13 +12,13 @@ import numpy.typing as npt
 from mepdiff_core.config import check, from_dict, merge, to_dict
 from mepdiff_core.errors import InputError
 from mepdiff_core.scan import Scan
-from mepdiff_core.settings import ADAM_BEST, AdamConfig, CrystalConfig, DPSConfig, LBFGSConfig, MepdiffConfig
+from mepdiff_core.settings import ADAM_BEST, AdamConfig, CrystalConfig, DPSConfig, LBFGSConfig, MepdiffConfig, ProximalConfig
 from mepdiff_core.states import Checkpoint, State
 
 if TYPE_CHECKING:
     import torch
 
-MethodConfig = AdamConfig | LBFGSConfig | CrystalConfig | DPSConfig | MepdiffConfig
+MethodConfig = AdamConfig | LBFGSConfig | CrystalConfig | DPSConfig | ProximalConfig | MepdiffConfig
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,14 @@ def _dps(*arguments: Any, **options: Any) -> Iterator[State]:
     return run_dps(*arguments, **options)
 
 
+def _proximal(*arguments: Any, **options: Any) -> Iterator[State]:
+    from mepdiff_core.posterior import run_proximal
+
+    return run_proximal(*arguments, **options)
+
+
 def _mepdiff(*arguments: Any, **options: Any) -> Iterator[State]:
-    from mepdiff_core.posterior import run_mepdiff
+    from mepdiff_core.candidates import run_mepdiff
 
     return run_mepdiff(*arguments, **options)
 
@@ -74,8 +80,13 @@ METHODS: dict[str, Method] = {
         _crystal,
     ),
     "dps": Method("the paper's sampler: a trained prior, pulled at every step by the patterns' misfit", DPSConfig(), _dps),
+    "proximal": Method(
+        "a trained prior and Poisson data steps by turns, from a few passes of Adam", ProximalConfig(), _proximal
+    ),
     "mepdiff": Method(
-        "a trained prior and Poisson data steps by turns, from a few passes of Adam", MepdiffConfig(), _mepdiff
+        "the crystal solver, then a trained prior where its answer is doubted; held-out patterns decide",
+        MepdiffConfig(),
+        _mepdiff,
     ),
 }
 DEFAULT_METHOD = "adam-best"

@@ -13,6 +13,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,11 @@ import numpy.typing as npt
 from mepdiff_core import __version__
 from mepdiff_core.arrays import load_arrays, save_arrays
 from mepdiff_core.cif_cells import read_cell, write_cif
-from mepdiff_core.config import check, dump_yaml, read_yaml, to_dict
+from mepdiff_core.config import check, dump_yaml, merge, read_yaml, to_dict
 from mepdiff_core.defects import defect_from
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import atomic_path, make_folder, write_text
-from mepdiff_core.settings import CrystalConfig, SamplerConfig
+from mepdiff_core.settings import EMBEDDED, CrystalConfig, MepdiffConfig, SamplerConfig
 from mepdiff_core.states import CrystalState, SampleState, State
 from mepdiff_core.structure_files import read_crystal
 
@@ -135,6 +136,8 @@ class RunFolder:
             raise
         finally:
             self.record["status"] = status
+            if last is not None and last.verdict:
+                self.record["verdict"] = last.verdict
             if isinstance(last, CrystalState):
                 self.record["verdict"] = last.verdict
                 self.record["defects"] = [asdict(defect) for defect in last.defects]
@@ -155,7 +158,8 @@ class RunFolder:
     def _save(self, state: State, checkpoint: bool = True) -> None:
         write_volume(self.path / "volume.ome.tif", state.volume, self._voxel, self._origin)
         table = io.StringIO()
-        writer = csv.DictWriter(table, [*self.history[-1]], lineterminator="\n")
+        names = dict.fromkeys(name for row in self.history for name in row)  # a method may have states of several kinds
+        writer = csv.DictWriter(table, list(names), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.history)
         write_text(self.path / "history.csv", table.getvalue())
@@ -177,7 +181,7 @@ class RunFolder:
         self._saved_at = time.monotonic()
 
     def read_answer(self) -> Answer | None:
-        """What a finished run of the crystal solver says of the atoms; None for other methods.
+        """What a finished run says of the atoms, or of its limits in words; None for methods that say neither.
 
         Raises:
             InputError: a file that is damaged.
@@ -260,7 +264,10 @@ class Run:
             for name, field in _files_of(self.config).items():
                 file = _recorded_file(record, name, None)
                 if file is not None:  # from whatever folder this is run
-                    self.config = method_config(method, {**to_dict(self.config), field: str(file)})
+                    changes: Any = str(file)
+                    for part in reversed(field.split(".")):
+                        changes = {part: changes}
+                    self.config = method_config(method, merge(to_dict(self.config), changes))
             kept = record.get("calibration") or {}
             check(
                 not calibration or calibration_of(calibrate(scan, calibration)) == calibration_of(calibrate(scan, kept)),
@@ -270,11 +277,12 @@ class Run:
         scan = calibrate(scan, calibration or {})
         self.scan = scan if probe is None else with_probe(scan, probe)
         self._start = None if start is None or self._checkpoint is not None else read_volume(start)
-        named = {name: getattr(self.config, field) for name, field in _files_of(self.config).items()}
-        for path in (p for p in named.values() if p is not None):
+        named = {name: attrgetter(field)(self.config) for name, field in _files_of(self.config).items()}
+        named = {name: path for name, path in named.items() if path is not None and path != EMBEDDED}
+        for path in named.values():
             check(Path(path).is_file(), f"{path}: no such file")
-        if isinstance(self.config, CrystalConfig) and self.config.start is not None:
-            read_crystal(self.config.start)
+        if "structure" in named:
+            read_crystal(named["structure"])
         if not resume:
             voxel, origin = volume_grid(self.scan, self.config.slice_thickness_A)
             self.folder = RunFolder.create(
@@ -287,7 +295,7 @@ class Run:
                     "input_sha256": digest,
                     "calibration": dict(calibration or {}),
                     "start": _file_record(start),
-                    **{name: _file_record(path) for name, path in named.items() if path is not None},
+                    **{name: _file_record(path) for name, path in named.items()},
                     "probe": _file_record(probe),
                     "device": str(self.device),
                     "voxel_size_A": list(voxel),
@@ -328,10 +336,11 @@ class Run:
         if isinstance(last, CrystalState) and answer is not None:  # files round
             answer = replace(answer, cell=last.cell, alternative=last.alternative, defects=last.defects)
         if answer is not None:
+            self.metrics["verdict"] = answer.verdict
+        if row.get("stage"):  # the crystal solver's misfit is in nats, by a model of its own
             held = float(row["heldout"]) if row["heldout"] != "" else None
             own = None if held is None else 2 * held / self.scan.n_pixels**2
             self.metrics |= {"loss": float(row["loss"]), "loss_heldout": held, "deviance_own_heldout": own}
-            self.metrics["verdict"] = answer.verdict
         self.folder.write_metrics(self.metrics)
         write_report(
             self.folder.path,
@@ -348,9 +357,11 @@ class Run:
 
 
 def _files_of(config: MethodConfig) -> dict[str, str]:
-    """Name on record -> field, of the files that a method's settings name."""
+    """Name on record -> setting, of the files that a method's settings name."""
     if isinstance(config, CrystalConfig):
         return {"structure": "start"}
+    if isinstance(config, MepdiffConfig):
+        return {"prior": "prior", "structure": "crystal.start"}
     return {"prior": "prior"} if isinstance(config, SamplerConfig) else {}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mepdiff_core.config import check
@@ -11,6 +11,8 @@ from mepdiff_core.errors import InputError
 
 EngineName = Literal["ptyrad", "fast"]
 LikelihoodName = Literal["amplitude", "poisson"]
+EMBEDDED = "embedded"
+"""Name of the prior that is installed with the package."""
 _HEAVIEST = 92
 """Uranium, the heaviest element that a composition may name."""
 
@@ -235,7 +237,7 @@ class SamplerConfig:
     """What all posterior samplers have in common.
 
     Attributes:
-        prior: file of a prior, as mepdiff train writes it.
+        prior: embedded (the one that is installed with the package), or a file of one, as mepdiff train writes it.
         steps: of the sampler, each one call of the network for each tile.
         sigma_min, sigma_max: ends of the schedule, of noise added to scaled volumes.
         rho: exponent of the schedule; 1 makes neighbouring sigmas of equal ratio.
@@ -253,7 +255,7 @@ class SamplerConfig:
         seed: of the first sample, and of mini-batches and held-out patterns; each sample has its own.
     """
 
-    prior: str | None = None
+    prior: str = EMBEDDED
     steps: int = 100
     sigma_min: float = 0.1
     sigma_max: float = 800.0
@@ -302,8 +304,8 @@ class DPSConfig(SamplerConfig):
 
 
 @dataclass(frozen=True)
-class MepdiffConfig(SamplerConfig):
-    """Our sampler: from a few passes of Adam, data steps between denoising and renoising.
+class ProximalConfig(SamplerConfig):
+    """From a few passes of Adam, data steps between denoising and renoising.
 
     Attributes:
         warm_passes: passes of Adam over all patterns that the first volume comes from; 0: noise alone.
@@ -327,6 +329,37 @@ class MepdiffConfig(SamplerConfig):
         check(self.warm_passes >= 0, f"warm_passes is {self.warm_passes}; expected 0 or more")
         for name in ("learning_rate", "openness"):
             check(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}; expected more than 0")
+
+
+@dataclass(frozen=True)
+class MepdiffConfig(ProximalConfig):
+    """The crystal solver first; the prior's sampler where its answer is doubted, and then the held-out patterns decide.
+
+    Attributes:
+        crystal: settings of the crystal solver; its slices, held-out patterns and seed are the sampler's.
+        compare: sample from the prior even where the crystal explains the patterns.
+    """
+
+    crystal: CrystalConfig = field(default_factory=CrystalConfig)
+    compare: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.heldout_fraction > 0,
+            "heldout_fraction is 0, but held-out patterns decide between two answers; set it to 0.05",
+        )
+
+    @property
+    def solver(self) -> CrystalConfig:
+        """The crystal solver's settings, on the slices and patterns of the sampler."""
+        return replace(
+            self.crystal,
+            slices=self.slices,
+            slice_thickness_A=self.slice_thickness_A,
+            heldout_fraction=self.heldout_fraction,
+            seed=self.seed,
+        )
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class State:
         seconds: time spent in the loop so far, without the time the consumer took.
         sigma: noise level of a diffusion sampler; None for the baselines.
         note: what a person should know about this step, in a few words.
+        verdict: the honest limits of the answer in words; in the last state alone, "" for none.
         samples: (K, z, y, x) float32 volumes drawn from the posterior (of the crystal solver in its last state alone) or
             from a prior, rad; None without any.
         checkpoint: everything the loop needs to go on from here, as arrays by name.
@@ -44,6 +45,7 @@ class State:
     heldout: float | None = None
     sigma: float | None = None
     note: str = ""
+    verdict: str = ""
     samples: FloatArray | None = None
     checkpoint: Checkpoint = field(default_factory=dict, repr=False)
 
@@ -112,7 +114,7 @@ class CrystalState(State):
         stage: projection, lattice, columns, depth or posterior.
         alternative: a second candidate for ``cell`` where two are equally likely.
         defects: sites that differ from the repeated cell; ``volume`` has them, ``cell`` and samples have not.
-        verdict: the honest limits of the answer in words; in the last state alone, "" for none.
+        explained: whether the patterns are explained to within counting statistics; in the last state alone.
     """
 
     cell: UnitCell | None = None
@@ -121,4 +123,4 @@ class CrystalState(State):
     stage: str = ""
     alternative: UnitCell | None = None
     defects: tuple[Defect, ...] = ()
-    verdict: str = ""
+    explained: bool = False

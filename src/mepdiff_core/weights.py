@@ -16,6 +16,7 @@ from mepdiff_core.arrays import Kind
 from mepdiff_core.config import check, from_dict, to_dict
 from mepdiff_core.diffusion import DiffusionConfig, denoiser
 from mepdiff_core.errors import InputError
+from mepdiff_core.settings import EMBEDDED
 from mepdiff_core.unet import UNet, UNetConfig
 
 PRIOR = Kind("mepdiff-prior", 1, "prior of mepdiff")
@@ -81,14 +82,19 @@ def save_prior(path: str | Path, weights: Mapping[str, Tensor], config: PriorCon
     PRIOR.save(arrays, path, {"config": to_dict(config), "training": dict(training)})
 
 
+def prior_file(name: str | Path) -> Path:
+    """The file of a prior, by its path or ``embedded``."""
+    return Path(__file__).parent / "data" / "prior.safetensors" if name == EMBEDDED else Path(name)
+
+
 def read_prior(path: str | Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.generic]]]:
     """What a prior says of itself (format, config, training, sha256), and its weights, checked against the sha256.
 
     Raises:
         InputError: missing, damaged, another kind of file, or weights that are not those it was written with.
     """
-    path = Path(path)
-    check(path.is_file(), f"{path}: no such file; give a prior (safetensors), as mepdiff train writes it")
+    path = prior_file(path)
+    check(path.is_file(), f"{path}: no such file; give embedded, or a prior (safetensors), as mepdiff train writes it")
     arrays, about = PRIOR.load(path, "give another copy of a prior, or train one with mepdiff train")
     return about, arrays
 
@@ -97,7 +103,7 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu") -> Prior:
     """Load a prior.
 
     Args:
-        path: the file.
+        path: the file, or ``embedded`` for the one that is installed with the package.
         device: where the network is to run.
 
     Raises:

@@ -24,8 +24,9 @@ methods:
   lbfgs       PtyRAD with L-BFGS as the paper ran it, learning rates 1, 0.1 and 0.01
   crystal     atoms in a repeated cell, found by the patterns' Poisson likelihood; what is known of the crystal helps:
               --composition, --lattice, --start FILE.cif
-  dps         the MEP-Diffusion paper's sampler: a trained prior (--prior FILE) pulled by the patterns' misfit
-  mepdiff     a trained prior (--prior FILE) and Poisson data steps by turns, from a few passes of Adam
+  dps         the MEP-Diffusion paper's sampler: a trained prior (--prior) pulled by the patterns' misfit
+  proximal    a trained prior (--prior) and Poisson data steps by turns, from a few passes of Adam
+  mepdiff     the crystal solver; where its answer is doubted also proximal, and the patterns held out decide
 
 Every setting of a method and what it means: mepdiff info --settings adam-best
 Every value of the calibration: mepdiff info --settings calibration
@@ -42,15 +43,17 @@ examples:
   mepdiff reconstruct scan.h5 --method crystal --composition LiMnPO4 --out run-crystal
   mepdiff reconstruct scan.h5 --method mepdiff --prior prior/last.safetensors --samples 4 --out run-samples
 """
+SAMPLERS = ("dps", "proximal", "mepdiff")
+SOLVERS = ("crystal", "mepdiff")
 METHODS_OF = {
-    "composition": ("crystal",),
-    "lattice": ("crystal",),
-    "axis": ("crystal",),
-    "samples": ("crystal", "dps", "mepdiff"),
-    "prior": ("dps", "mepdiff"),
+    "composition": SOLVERS,
+    "lattice": SOLVERS,
+    "axis": SOLVERS,
+    "samples": ("crystal", *SAMPLERS),
+    "prior": SAMPLERS,
 }
 """Options of some methods alone."""
-PASSES = {"crystal": "rounds", "dps": "steps", "mepdiff": "steps"}
+PASSES = {"crystal": "rounds"} | dict.fromkeys(SAMPLERS, "steps")
 """What --steps sets, where it is not 'iterations'."""
 
 
@@ -63,13 +66,16 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("scan", metavar="SCAN.h5", help="the scan file")
     parser.add_argument(
-        "--method", default="adam-best", metavar="NAME", help="adam-best (default), adam, lbfgs, crystal, dps or mepdiff"
+        "--method",
+        default="adam-best",
+        metavar="NAME",
+        help="adam-best (default), adam, lbfgs, crystal, dps, proximal or mepdiff",
     )
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make (or to go on with, by --resume)")
     parser.add_argument(
         "--steps",
         type=int,
-        help="passes over the patterns, at most ('iterations'; of crystal 'rounds'); dps, mepdiff: of the sampler",
+        help="passes over the patterns, at most ('iterations'; of crystal 'rounds'); dps, proximal, mepdiff: of the sampler",
     )
     parser.add_argument("--seed", type=int, help="random seed: of mini-batches and held-out patterns (default 0)")
     parser.add_argument(
@@ -94,9 +100,11 @@ def add_parser(commands: Any) -> None:
         "--axis", choices=("a", "b", "c"), help="crystal: the lattice vector of --start along the beam (default c)"
     )
     parser.add_argument(
-        "--samples", type=int, metavar="K", help="posterior samples to draw (crystal: 8 by default; dps, mepdiff: 1)"
+        "--samples", type=int, metavar="K", help="posterior samples to draw (crystal: 8 by default; the others 1)"
     )
-    parser.add_argument("--prior", metavar="FILE", help="dps, mepdiff: the prior, as mepdiff train writes it")
+    parser.add_argument(
+        "--prior", metavar="NAME|FILE", help="the prior: embedded (default), or a file as mepdiff train writes it"
+    )
     parser.add_argument("--probe", metavar="PROBE.h5", help="probe of 'mepdiff fit-probe' instead of the scan's own")
     parser.add_argument(
         "--calibration", metavar="FILE.yaml", help="optics, step, thickness, ... to use instead of what the scan says"
@@ -123,11 +131,11 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.runs import CELLS, Run
 
     settings = read_settings(arguments)
-    crystal = arguments.method == "crystal"
+    structure = str(arguments.start or "").lower().endswith(".cif") or arguments.method == "crystal"
     for option, name in (("steps", PASSES.get(arguments.method, "iterations")), ("seed", "seed"), ("slices", "slices")):
         if getattr(arguments, option) is not None:
             settings[name] = getattr(arguments, option)
-    settings |= _settings_of_method(arguments)
+    settings = merge(settings, _settings_of_method(arguments))
     calibration = read_yaml(arguments.calibration) if arguments.calibration else {}
     calibration = merge(calibration, parse_assignments(arguments.calibrate, "--calibrate"))
     with StateBar(arguments.method) as bar:
@@ -138,7 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
                 arguments.method,
                 settings,
                 arguments.device,
-                None if crystal else arguments.start,
+                None if structure else arguments.start,
                 arguments.probe,
                 calibration,
                 arguments.resume,
@@ -172,16 +180,17 @@ def _settings_of_method(arguments: argparse.Namespace) -> dict[str, Any]:
     given = [name for name in METHODS_OF if getattr(arguments, name) is not None]
     for name in given:
         check(method in METHODS_OF[name], f"--{name} is {refusal(METHODS_OF[name])}")
-    settings = {name: getattr(arguments, name) for name in given if name != "lattice"}
-    if method != "crystal":
-        cif = str(arguments.start or "").lower().endswith(".cif")
-        check(not cif, f"--start {arguments.start}: a CIF file is {refusal(('crystal',))}")
-        return settings
+    settings: dict[str, Any] = {name: getattr(arguments, name) for name in ("samples", "prior") if name in given}
+    known: dict[str, Any] = {name: getattr(arguments, name) for name in ("composition", "axis") if name in given}
     if arguments.lattice is not None:
-        settings |= {"lattice_A": arguments.lattice[:2], "angle_deg": arguments.lattice[2]}
-    if arguments.start is not None:
-        settings["start"] = arguments.start
-    return settings
+        known |= {"lattice_A": arguments.lattice[:2], "angle_deg": arguments.lattice[2]}
+    cif = str(arguments.start or "").lower().endswith(".cif")
+    check(not cif or method in SOLVERS, f"--start {arguments.start}: a CIF file is {refusal(SOLVERS)}")
+    if arguments.start is not None and (cif or method == "crystal"):
+        known["start"] = arguments.start
+    if method == "mepdiff":
+        return settings | ({"crystal": known} if known else {})
+    return settings | known
 
 
 def _lattice(text: str) -> tuple[float, float, float]:

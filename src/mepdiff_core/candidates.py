@@ -1,0 +1,169 @@
+"""Two answers to one scan, a crystal's and a prior's, and which of them the patterns held out prefer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mepdiff_core.atoms import run_crystal
+from mepdiff_core.batches import split_patterns
+from mepdiff_core.defects import defect_from
+from mepdiff_core.forward import ForwardModel
+from mepdiff_core.likelihood import Poisson
+from mepdiff_core.metrics import poisson_deviance
+from mepdiff_core.posterior import run_proximal
+from mepdiff_core.scan import Scan
+from mepdiff_core.settings import MepdiffConfig
+from mepdiff_core.states import Checkpoint, CrystalState, SampleState, State
+from mepdiff_core.unit_cell import UnitCell
+
+KEPT = "crystal."
+"""What the names of the crystal's answer begin with in a checkpoint of the sampler."""
+
+
+def run_mepdiff(
+    scan: Scan,
+    config: MepdiffConfig,
+    device: torch.device | str = "cpu",
+    start: npt.NDArray[np.floating] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Iterator[State]:
+    """The crystal solver; then, where its answer is doubted, the prior's sampler; the held-out patterns decide.
+
+    Args:
+        scan: the measurement; config: settings; device: torch device.
+        start: (slices, y, x) volume for the sampler to start from, rad; a few passes of Adam by default.
+        checkpoint: of a state of the same run, to go on from there; the crystal solver itself begins again.
+
+    Yields:
+        States of both; the last one holds the answer, and its verdict says why it is the answer.
+
+    Raises:
+        InputError, Diverged: as ``run_crystal`` and ``run_proximal`` do.
+    """
+    crystal = None if checkpoint is None else _recalled(checkpoint)
+    if crystal is None:
+        for state in run_crystal(scan, config.solver, device):
+            crystal = state
+            yield state
+        assert crystal is not None
+        if crystal.explained and not config.compare:
+            return
+    inner = None if checkpoint is None else {k: v for k, v in checkpoint.items() if not k.startswith(KEPT)}
+    if inner:
+        inner["step"] = inner["step"] - crystal.step
+    kept = _remembered(crystal)
+    sample: SampleState | None = None
+    for sample in run_proximal(scan, config, device, start, inner or None):
+        arrays = {**sample.checkpoint, **kept}
+        arrays["step"] = np.array(crystal.step + sample.step)
+        yield _after(crystal, replace(sample, checkpoint=arrays))
+    assert sample is not None
+    yield _decided(scan, config, device, crystal, sample)
+
+
+def _after(crystal: CrystalState, sample: SampleState) -> SampleState:
+    """The sampler's state as one of the whole run."""
+    before = crystal.step
+    return replace(
+        sample,
+        step=before + sample.step,
+        total=before + sample.total + 1,
+        volume_step=before + sample.volume_step,
+        seconds=crystal.seconds + sample.seconds,
+    )
+
+
+def _decided(
+    scan: Scan, config: MepdiffConfig, device: torch.device | str, crystal: CrystalState, sample: SampleState
+) -> State:
+    """The answer that explains the held-out patterns better, each judged by the model that is best for it."""
+    mine, own = (heldout_deviance(scan, state.volume, config, device) for state in (sample, crystal))
+    assert crystal.heldout is not None
+    atoms = min(own, 2 * crystal.heldout / scan.n_pixels**2)
+    whole = _after(crystal, sample)
+    step, seconds = whole.total, whole.seconds
+    if crystal.cell is not None and atoms <= mine:
+        words = (
+            f"Held-out patterns prefer the crystal to the prior's volume: deviance {atoms:.4f} a pixel against {mine:.4f}."
+        )
+        text = f"{crystal.verdict} {words}".strip()
+        return replace(crystal, step=step, total=step, seconds=seconds, note="the crystal", verdict=text)
+    words = f"Held-out patterns prefer the prior's volume: deviance {mine:.4f} a pixel."
+    if crystal.cell is not None:
+        words = (
+            f"Held-out patterns prefer the prior's volume to the crystal: deviance {mine:.4f} a pixel against {atoms:.4f}."
+        )
+    text = f"{words} Of the crystal: {crystal.verdict}"
+    return replace(whole, step=step, total=step, note="the prior's volume", verdict=text, checkpoint={})
+
+
+def heldout_deviance(
+    scan: Scan, volume: npt.NDArray[np.floating], config: MepdiffConfig, device: torch.device | str = "cpu"
+) -> float:
+    """Poisson deviance a pixel of the patterns held out, at a volume (slices, y, x) on the object field, rad."""
+    model = ForwardModel(scan, len(volume), config.slice_thickness_A, config.model, device=device)
+    _, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
+    wide = np.pad(np.asarray(volume, np.float32), [(0, 0), *[(model.margin, model.margin)] * 2])
+    electrons = scan.electrons_per_pattern
+    predicted = model.predict(torch.as_tensor(wide).to(model.device), held).cpu().numpy() * electrons
+    return poisson_deviance(predicted, scan.patterns()[held].astype(np.float64), Poisson().background * electrons)
+
+
+def _remembered(crystal: CrystalState) -> dict[str, npt.NDArray[np.generic]]:
+    """A crystal's answer as arrays for a checkpoint."""
+    about: dict[str, Any] = {
+        name: getattr(crystal, name)
+        for name in ("step", "total", "loss", "heldout", "seconds", "volume_step", "note", "stage", "verdict", "explained")
+    }
+    about |= {
+        "cell": None if crystal.cell is None else asdict(crystal.cell),
+        "alternative": None if crystal.alternative is None else asdict(crystal.alternative),
+        "defects": [asdict(defect) for defect in crystal.defects],
+    }
+    text = json.dumps(about, default=lambda array: array.tolist())
+    arrays = {"about": np.frombuffer(text.encode(), np.uint8), "volume": np.array(crystal.volume)}
+    if crystal.samples is not None:
+        arrays["samples"] = np.array(crystal.samples)
+    return {KEPT + name: array for name, array in arrays.items()}
+
+
+def _recalled(checkpoint: Checkpoint) -> CrystalState | None:
+    """The inverse of ``_remembered``; None for a checkpoint without any."""
+    if KEPT + "about" not in checkpoint:
+        return None
+    about = json.loads(bytes(checkpoint[KEPT + "about"].astype(np.uint8)).decode())
+    cell, alternative = (None if about[name] is None else _cell(about[name]) for name in ("cell", "alternative"))
+    defects = tuple(map(defect_from, about["defects"]))
+    samples = checkpoint.get(KEPT + "samples")
+    return CrystalState(
+        **{
+            **about,
+            "volume": np.array(checkpoint[KEPT + "volume"], np.float32),
+            "samples": None if samples is None else np.array(samples, np.float32),
+            "cell": cell,
+            "alternative": alternative,
+            "defects": defects,
+        }
+    )
+
+
+def _cell(record: Mapping[str, Any]) -> UnitCell:
+    lattice, positions, spread = (
+        np.array(record[name], float).reshape(-1, 3) for name in ("lattice_A", "positions_A", "spread_A")
+    )
+    return UnitCell(
+        lattice,
+        bool(record["periodic_along_beam"]),
+        float(record["thickness_A"]),
+        positions,
+        np.array(record["numbers"], np.int64),
+        spread,
+        tuple(tuple((int(z), float(p)) for z, p in atom) for atom in record["candidates"]),
+    )
