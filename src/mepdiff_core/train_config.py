@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mepdiff_core.config import check, read_yaml
 from mepdiff_core.diffusion import DiffusionConfig
+from mepdiff_core.settings import parse_composition
 from mepdiff_core.training_data import CropConfig
 from mepdiff_core.unet import UNetConfig
 
@@ -35,6 +36,7 @@ class TrainConfig:
         data: a store of volumes (STORE.zarr), a set of crystals to render while training (crystals.safetensors, as every
             store has one), or prototypes: crystals generated from the seed.
         crystals: how many prototypes to generate.
+        exclude: formulas that are never trained on, in whatever structure, so that they can be judged with.
         network: its architecture.
         diffusion: what it is taught.
         crops: what it is shown; ``crops.seed`` draws orientations, origins and vacancies.
@@ -59,6 +61,7 @@ class TrainConfig:
 
     data: str = "prototypes"
     crystals: int = 20000
+    exclude: tuple[str, ...] = ()
     network: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     crops: CropConfig = field(default_factory=CropConfig)
@@ -104,6 +107,8 @@ class TrainConfig:
             self.batch_size % self.accumulate == 0,
             f"batch_size is {self.batch_size} and accumulate {self.accumulate}; expected a divisor of the batch",
         )
+        for formula in self.exclude:
+            parse_composition(formula)
         size = (self.crops.slices, self.crops.pixels, self.crops.pixels)
         strides = self.network.strides
         check(
