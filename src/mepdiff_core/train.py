@@ -173,6 +173,7 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=config.learning_rate,
+            betas=(0.9, config.beta2),
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )

@@ -45,6 +45,7 @@ class TrainConfig:
         accumulate: parts a process takes its share of a batch in, one after the other, where it does not fit into memory.
         learning_rate: of AdamW, once warmed up.
         weight_decay: of AdamW.
+        beta2: of AdamW, how slowly it forgets the size of gradients; a lower one stands bursts of them better.
         warmup_steps: over which the learning rate rises from 0.
         clip_norm: gradients of a larger norm are shortened to it.
         ema_decay: of the moving average of the weights, which is the prior; less at first, (1 + step) / (10 + step).
@@ -70,6 +71,7 @@ class TrainConfig:
     accumulate: int = 1
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
+    beta2: float = 0.999
     warmup_steps: int = 1000
     clip_norm: float = 1.0
     ema_decay: float = 0.9999
@@ -101,6 +103,7 @@ class TrainConfig:
             check(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}; expected more than 0")
         for name in ("weight_decay", "warmup_steps", "pictures_every", "seed", "validation_crops"):
             check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected 0 or more")
+        check(0 < self.beta2 < 1, f"beta2 is {self.beta2:g}; expected more than 0 and less than 1")
         check(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay:g}; expected 0 to less than 1")
         check(self.workers is None or self.workers >= 0, f"workers is {self.workers}; expected 0 or more")
         check(
