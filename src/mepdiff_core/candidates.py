@@ -63,7 +63,8 @@ def run_mepdiff(
     sample: SampleState | None = None
     for sample in run_proximal(scan, config, device, start, inner):
         arrays = {**sample.checkpoint, **kept}
-        arrays["step"] = np.array(crystal.step + sample.step)
+        # before the sampler's first step there is nothing to go on from but the crystal
+        arrays["step"] = np.array(crystal.step + (sample.step if sample.checkpoint else 0))
         yield _after(crystal, replace(sample, checkpoint=arrays))
     assert sample is not None
     yield _decided(scan, config, device, crystal, sample)
