@@ -44,7 +44,7 @@ TINY = [
     "--set",
     "thickness_A=3.2",
 ]
-FAST = ["--device", "cpu", "--method", "adam-best", "--set", "engine=fast"]
+FAST = ["--device", "cpu", "--set", "engine=fast"]
 RUN_FILES = {"run.yaml", "history.csv", "volume.ome.tif", "metrics.json", "report.html"}
 RUN_FILES |= {"slices.png", "depth.png", "patterns.png", "losses.png"}
 Capture = pytest.CaptureFixture[str]
@@ -127,7 +127,7 @@ def test_info_names_versions_devices_and_methods(capsys: Capture) -> None:
     assert info["versions"]["mepdiff"] == mepdiff_core.__version__
     assert info["versions"]["numpy"] == np.__version__
     assert info["devices"][0] == "cpu"
-    assert set(info["methods"]) == {"adam", "lbfgs", "adam-best", "crystal"}
+    assert set(info["methods"]) == {"adam", "lbfgs", "adam-best", "crystal", "dps", "proximal", "mepdiff"}
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     for name in (*info["versions"], *info["methods"], info["default_device"]):
@@ -217,7 +217,12 @@ def test_options_go_over_the_file_and_a_random_origin_is_on_record(tiny: Path) -
 def best_run(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of adam-best, three steps."""
     out = tmp_path_factory.mktemp("best") / "run"
-    assert main(["reconstruct", str(tiny_file), *FAST, "--steps", "3", "--seed", "4", "--out", str(out)]) == 0
+    assert (
+        main(
+            ["reconstruct", str(tiny_file), "--method", "adam-best", *FAST, "--steps", "3", "--seed", "4", "--out", str(out)]
+        )
+        == 0
+    )
     return out
 
 
@@ -284,7 +289,10 @@ def test_results_are_json_on_stdout_and_progress_is_on_stderr(tiny: Path, capsys
 
 def test_the_same_seed_gives_the_same_volume(best_run: Path, tiny: Path) -> None:
     for seed in ("4", "5"):
-        assert main(["reconstruct", "scan.h5", *FAST, "--steps", "3", "--seed", seed, "--out", seed]) == 0
+        assert (
+            main(["reconstruct", "scan.h5", "--method", "adam-best", *FAST, "--steps", "3", "--seed", seed, "--out", seed])
+            == 0
+        )
     np.testing.assert_array_equal(read_volume("4/volume.ome.tif"), read_volume(best_run / "volume.ome.tif"))
     assert without_time(table(Path("4/history.csv"))) == without_time(table(best_run / "history.csv"))
     assert (read_volume("5/volume.ome.tif") != read_volume("4/volume.ome.tif")).any()
@@ -458,11 +466,17 @@ BAD_INPUT: list[tuple[Sequence[str], str]] = [
     ((*RECONSTRUCT, "--device", "cuda:99"), "device 'cuda:99' is not here"),
     ((*RECONSTRUCT, "--resume"), "new holds no run (no run.yaml); leave out --resume to start one"),
     ((*RECONSTRUCT, "--start", "none.tif"), "none.tif: no such file"),
-    ((*RECONSTRUCT, "--start", "text.cif"), "--start text.cif: a CIF file is for the method crystal, not for adam-best"),
+    (
+        (*RECONSTRUCT, "--start", "text.cif"),
+        "--start text.cif: a CIF file is for the methods crystal and mepdiff, not for adam-best",
+    ),
     ((*RECONSTRUCT, "--start", "deep.tif"), "deep.tif has shape (2, 3, 9, 9); expected (z, y, x)"),
     ((*RECONSTRUCT, "--start", "small.tif", *FAST), "the start volume has shape (2, 9, 9); this scan's object field has"),
     ((*RECONSTRUCT, "--probe", "none.h5"), "none.h5"),
-    (("reconstruct", "scan.h5", "--out", "old"), "old exists already; give another folder with --out, or --resume"),
+    (
+        ("reconstruct", "scan.h5", "--method", "adam-best", "--out", "old"),
+        "old exists already; give another folder with --out, or --resume",
+    ),
     (("reconstruct", "scan.h5", "--out", "text.h5"), "text.h5 is a file; give the name of a folder"),
     (("simulate", "none.cif", "new.h5"), "none.cif: no such file"),
     (("simulate", "text.cif", "new.h5"), "text.cif is not a readable CIF file"),
@@ -552,7 +566,7 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(tiny: Path, capsys: Captur
 
 def test_a_folder_that_was_there_before_stays(tiny: Path) -> None:
     write_inputs(tiny)
-    assert main(["reconstruct", "scan.h5", "--start", "small.tif", *FAST, "--out", "empty"]) == 2
+    assert main(["reconstruct", "scan.h5", "--method", "adam-best", "--start", "small.tif", *FAST, "--out", "empty"]) == 2
     assert list(Path("empty").iterdir()) == []
     assert main(["reconstruct", "scan.h5", "--method", "adam", *FAST, "--steps", "1", "--out", "empty"]) == 0
 
@@ -665,7 +679,7 @@ def test_ctrl_c_after_the_last_step_is_resumed_too(tiny: Path, monkeypatch: pyte
 def test_resume_wants_the_same_scan_method_and_settings(best_run: Path, tiny: Path, capsys: Capture) -> None:
     shutil.copytree(best_run, "run")
     before = files_in(Path("run"))
-    assert main(["reconstruct", "scan.h5", "--out", "run", "--resume", "--steps", "9"]) == 2
+    assert main(["reconstruct", "scan.h5", "--method", "adam-best", "--out", "run", "--resume", "--steps", "9"]) == 2
     assert "the settings given are not those of the run in run; leave them out" in capsys.readouterr().err
     assert main(["reconstruct", "scan.h5", "--method", "adam", "--out", "run", "--resume"]) == 2
     assert "the run in run is of method adam-best, not adam" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_dps_follows_the_gradient_through_the_network(small_scan: Scan) -> None:
     indices, added = np.arange(0, small_scan.n_patterns, 20), torch.full((1,), 0.5, dtype=torch.float64)
     measurement = Measurement(Patterns(), model.volume_shape, scale)
     guide = DPS(denoise, measurement, lambda item, step: [indices], lambda sigma: 1.0)
-    gradient = denoise(x, added) - guide(x, added)
+    gradient = (denoise(x, added) - guide(x, added)) / scale  # by x in scaled units
 
     def loss(x: Tensor) -> float:
         return measurement.loss(measurement.part(denoise(x, added)[0, 0]) / scale, indices)
@@ -172,7 +172,7 @@ def test_guidance_that_diverges_is_halved() -> None:
     assert guide.halvings > 5
     assert float(moved.abs().max()) < 2 * math.pi * SCALE <= 2 * float(moved.abs().max())
     assert f"{2**guide.halvings} times lower" in guide.note
-    hopeless = DPS(identity, measurement, one_batch, lambda sigma: 1e30)
+    hopeless = DPS(identity, measurement, one_batch, lambda sigma: 1e35)
     with pytest.raises(Diverged, match="give a lower guidance_scale"):
         hopeless(x, torch.ones(1))
 

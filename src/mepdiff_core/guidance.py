@@ -81,7 +81,8 @@ class Measurement:
 class DPS:
     """Diffusion posterior sampling: the misfit of what was denoised pulls at what it was denoised from.
 
-    x0 -> x0 - g(λ) ∇_x L(x0(x)), L PtyRAD's loss, λ = -2 ln σ.
+    x0 -> x0 - g(λ) ∂L(x0(x)) / ∂x, L PtyRAD's loss and λ = -2 ln σ; x0 in scaled units, the derivative by x in rad, which is
+    what makes the paper's g neither idle nor divergent (docs/method.md).
 
     Args:
         denoise: of (batch, 1, z, y, x), differentiable.
@@ -91,7 +92,7 @@ class DPS:
 
     Attributes:
         step: which the next call is.
-        grad_norms: of ∇_x L, one for each sample.
+        grad_norms: of ∂L/∂x, 1/rad, one for each sample.
         halvings: times that g was halved for good, because a step had left the phases that matter can have.
 
     Raises:
@@ -124,6 +125,7 @@ class DPS:
                 losses.append(loss)
             m.losses.append(sum(losses) / len(losses))
         (back,) = torch.autograd.grad(seen, x, pull / m.data_scale)
+        back = back * m.data_scale
         self.grad_norms = back.flatten(1).norm(dim=1).tolist()
         self.step += 1
         full = self.weight(float(added[0])) * back

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any
 
 from mepdiff_core.cli.common import (
@@ -67,10 +68,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("scan", metavar="SCAN.h5", help="the scan file")
     parser.add_argument(
-        "--method",
-        default=DEFAULT_METHOD,
-        metavar="NAME",
-        help="mepdiff (default), crystal, proximal, dps, adam-best, adam, lbfgs",
+        "--method", metavar="NAME", help="one of those below (default: mepdiff, or that of the run to go on with)"
     )
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make (or to go on with, by --resume)")
     parser.add_argument(
@@ -131,6 +129,10 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.page import text_table
     from mepdiff_core.runs import CELLS, Run
 
+    if arguments.method is None:
+        record = Path(arguments.out) / "run.yaml"
+        known = read_yaml(record).get("method") if arguments.resume and record.exists() else None
+        arguments.method = str(known or DEFAULT_METHOD)
     settings = read_settings(arguments)
     structure = str(arguments.start or "").lower().endswith(".cif") or arguments.method == "crystal"
     for option, name in (("steps", PASSES.get(arguments.method, "iterations")), ("seed", "seed"), ("slices", "slices")):
