@@ -286,6 +286,7 @@ class Run:
                     "input": Path(scan_path).name,
                     "input_sha256": digest,
                     "calibration": dict(calibration or {}),
+                    **({"prepared": self.scan.info["prepared"]} if "prepared" in self.scan.info else {}),
                     "start": _file_record(start),
                     **{name: _file_record(path) for name, path in named.items() if path is not None},
                     "probe": _file_record(probe),

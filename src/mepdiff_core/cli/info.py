@@ -19,8 +19,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--settings",
         metavar="NAME",
-        help="explain every setting of a method (adam, lbfgs, adam-best, crystal), of simulate, fit-probe, calibration,"
-        " dataset, train or sample",
+        help="explain every setting of a method (adam, lbfgs, adam-best, crystal), of simulate, prepare, fit-probe,"
+        " calibration, dataset, train or sample",
     )
     add_json(parser)
     parser.set_defaults(run=run)
@@ -29,6 +29,7 @@ def add_parser(commands: Any) -> None:
 def show_settings(arguments: argparse.Namespace) -> None:
     from mepdiff_core.calibration import Calibration
     from mepdiff_core.dataset import BuildConfig
+    from mepdiff_core.prepare_config import PrepareConfig
     from mepdiff_core.reconstruction import METHODS
     from mepdiff_core.sample import SampleConfig
     from mepdiff_core.settings import ProbeFitConfig
@@ -39,6 +40,7 @@ def show_settings(arguments: argparse.Namespace) -> None:
     known: dict[str, Any] = {
         **configs,
         "simulate": SimulationConfig(),
+        "prepare": PrepareConfig(),
         "fit-probe": ProbeFitConfig(),
         "calibration": Calibration(),
         "dataset": BuildConfig("prototypes"),
