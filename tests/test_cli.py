@@ -91,6 +91,7 @@ def test_every_command_explains_itself(capsys: Capture, monkeypatch: pytest.Monk
         "info",
         "demo",
         "simulate",
+        "prepare",
         "fit-probe",
         "reconstruct",
         "evaluate",
