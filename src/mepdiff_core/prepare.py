@@ -287,11 +287,11 @@ class _Preparation:
         )
         if self.found.rotation is not None:
             prepared = calibrate(prepared, {"scan_rotation_deg": self.found.rotation.rotation_deg})
-        return replace(prepared, truth=_cut_truth(scan, prepared))
+        return replace(prepared, truth=cut_truth(scan, prepared))
 
 
-def _cut_truth(before: Scan, after: Scan) -> Truth | None:
-    """The true volume on the object field of a prepared scan; None where its pixels are others or it does not reach so far.
+def cut_truth(before: Scan, after: Scan) -> Truth | None:
+    """The true volume of one scan on the object field of another of it; None for other pixels, or where it ends before.
 
     What is left of a whole pixel is made up for in Fourier space.
     """

@@ -27,7 +27,7 @@ from mepdiff_core.defects import defect_from
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import atomic_path, make_folder, write_text
 from mepdiff_core.settings import CrystalConfig, SamplerConfig
-from mepdiff_core.states import CrystalState, SampleState, State
+from mepdiff_core.states import CrystalState, Refined, SampleState, State
 from mepdiff_core.structure_files import read_crystal
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ CELLS = ("crystal.cif", "crystal-2.cif")
 SAMPLES = ("samples.ome.tif", "mean.ome.tif", "std.ome.tif")
 MASK = "illuminated.ome.tif"
 """Where electrons went (1): beyond it, a posterior sampler's volume is the prior's invention."""
+REFINED = "refined.h5"
+"""Probe and positions that a run has found together with the specimen."""
 SAVE_EVERY_S = 15.0
 
 
@@ -153,6 +155,8 @@ class RunFolder:
         write_text(self.path / "metrics.json", json.dumps(finite(metrics), indent=2) + "\n")
 
     def _save(self, state: State, checkpoint: bool = True) -> None:
+        from mepdiff_core.probe import save_refined
+
         write_volume(self.path / "volume.ome.tif", state.volume, self._voxel, self._origin)
         table = io.StringIO()
         writer = csv.DictWriter(table, [*self.history[-1]], lineterminator="\n")
@@ -170,6 +174,8 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             else:
                 write_volume(self.path / name, array, self._voxel, self._origin)
+        if state.refined is not None:
+            save_refined(state.refined, self.path / REFINED)
         if isinstance(state, SampleState):
             write_volume(self.path / MASK, state.illuminated[None].astype(np.float32), self._voxel, self._origin)
         if checkpoint and state.checkpoint:
@@ -190,6 +196,12 @@ class RunFolder:
         defects = tuple(defect_from(entry) for entry in self.record.get("defects") or ())
         return Answer(cell, alternative, str(self.record["verdict"] or ""), defects)
 
+    def read_refined(self) -> Refined | None:
+        """Probe and positions that the run has found; None where it looked for none."""
+        from mepdiff_core.probe import load_refined
+
+        return load_refined(self.path / REFINED) if (self.path / REFINED).exists() else None
+
     def _write_record(self) -> None:
         write_text(self.path / "run.yaml", dump_yaml(self.record))
 
@@ -203,6 +215,7 @@ class Run:
         method, settings, device: as for ``reconstruct``.
         start: a TIFF volume to start from.
         probe: a probe file to use instead of the scan's own.
+        positions: the refined.h5 of a run whose positions to use instead of the scan's own.
         calibration: values of the scan's calibration to change, as for ``calibrate``.
         resume: go on where the run stopped, with the settings, start, probe and calibration it has on record. A finished
             run has nothing left to do: only its metrics and report are made again.
@@ -227,9 +240,10 @@ class Run:
         probe: str | Path | None = None,
         calibration: Mapping[str, Any] | None = None,
         resume: bool = False,
+        positions: str | Path | None = None,
     ) -> None:
         from mepdiff_core.calibration import calibrate, calibration_of
-        from mepdiff_core.probe import with_probe
+        from mepdiff_core.probe import with_positions, with_probe
         from mepdiff_core.reconstruction import choose_device, method_config, volume_grid
         from mepdiff_core.scan import load_scan
 
@@ -257,6 +271,7 @@ class Run:
             )
             self.config = recorded
             start, probe = _recorded_file(record, "start", start), _recorded_file(record, "probe", probe)
+            positions = _recorded_file(record, "positions", positions)
             for name, field in _files_of(self.config).items():
                 file = _recorded_file(record, name, None)
                 if file is not None:  # from whatever folder this is run
@@ -268,6 +283,7 @@ class Run:
             )
             calibration = kept
         scan = calibrate(scan, calibration or {})
+        scan = scan if positions is None else with_positions(scan, positions)
         self.scan = scan if probe is None else with_probe(scan, probe)
         self._start = None if start is None or self._checkpoint is not None else read_volume(start)
         named = {name: getattr(self.config, field) for name, field in _files_of(self.config).items()}
@@ -290,6 +306,7 @@ class Run:
                     "start": _file_record(start),
                     **{name: _file_record(path) for name, path in named.items() if path is not None},
                     "probe": _file_record(probe),
+                    **({"positions": _file_record(positions)} if positions is not None else {}),
                     "device": str(self.device),
                     "voxel_size_A": list(voxel),
                     "origin_A": list(origin),
@@ -316,6 +333,8 @@ class Run:
                 yield state
         if volume is None:
             volume = read_volume(self.folder.path / "volume.ome.tif")
+        model = getattr(self.config, "model", None)
+        refined = self.folder.read_refined()
         row = self.folder.history[-1]
         thickness = self.config.slice_thickness_A
         self.metrics = {
@@ -323,7 +342,9 @@ class Run:
             "steps": int(row["step"]),
             "volume_step": int(row["volume_step"]),
             "seconds": float(row["seconds"]),
-            **judge(self.scan, volume, thickness, self.config.heldout_fraction, self.config.seed, self.device),
+            **judge(
+                self.scan, volume, thickness, self.config.heldout_fraction, self.config.seed, self.device, model, refined
+            ),
         }
         answer = self.folder.read_answer()
         if isinstance(last, CrystalState) and answer is not None:  # files round
@@ -345,6 +366,8 @@ class Run:
             self._title,
             self.device,
             answer,
+            model,
+            refined,
         )
 
 

@@ -155,6 +155,11 @@ class Scan:
         """(n, ky, kx): one pattern a position."""
         return self.counts.reshape(self.n_patterns, self.n_pixels, self.n_pixels)
 
+    def patterns_at(self, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.generic]:
+        """(indices, ky, kx): the patterns of these positions alone."""
+        rows, columns = np.divmod(np.asarray(indices), self.shape[1])
+        return np.stack([np.asarray(self.counts[r, c]) for r, c in zip(rows.tolist(), columns.tolist(), strict=True)])
+
     def get_probe(self) -> npt.NDArray[np.complex64]:
         """(modes, y, x): the scan's own probe, else the one its optics give."""
         if self.probe is not None:

@@ -99,6 +99,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--prior", metavar="FILE", help="dps, mepdiff: the prior, as mepdiff train writes it")
     parser.add_argument("--probe", metavar="PROBE.h5", help="probe of 'mepdiff fit-probe' instead of the scan's own")
     parser.add_argument(
+        "--positions",
+        metavar="REFINED.h5",
+        help="positions that a run with refine.position_rate_A has found",
+    )
+    parser.add_argument(
         "--calibration", metavar="FILE.yaml", help="optics, step, thickness, ... to use instead of what the scan says"
     )
     parser.add_argument(
@@ -142,6 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
                 arguments.probe,
                 calibration,
                 arguments.resume,
+                arguments.positions,
             )
             for state in made.states():
                 bar(state)
