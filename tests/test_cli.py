@@ -93,6 +93,7 @@ def test_every_command_explains_itself(capsys: Capture, monkeypatch: pytest.Monk
         "simulate",
         "prepare",
         "fit-probe",
+        "fit-thickness",
         "reconstruct",
         "evaluate",
         "dataset",

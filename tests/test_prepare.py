@@ -23,7 +23,7 @@ from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import Poisson
 from mepdiff_core.optics import Optics
 from mepdiff_core.patterns import bin_pixels, cut_or_pad, mirror, shift
-from mepdiff_core.prepare import PrepareConfig, prepare, prepare_steps, words_of
+from mepdiff_core.preparation import PrepareConfig, prepare, prepare_steps, words_of
 from mepdiff_core.scan import Scan, load_scan, save_scan
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
 

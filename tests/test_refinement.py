@@ -14,7 +14,7 @@ from mepdiff_core.cli import main
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
 from mepdiff_core.optics import Optics
-from mepdiff_core.prepare import cut_truth
+from mepdiff_core.preparation import cut_truth
 from mepdiff_core.probe import load_refined, probe_overlap
 from mepdiff_core.scan import Scan, save_scan
 from mepdiff_core.settings import ADAM_BEST, AdamConfig, ModelConfig, RefineConfig

@@ -21,7 +21,7 @@ _PUBLIC = {
     "Constraints": "settings",
     "RefineConfig": "settings",
     "PrepareConfig": "prepare_config",
-    "prepare": "prepare",
+    "prepare": "preparation",
     "CrystalConfig": "settings",
     "LBFGSConfig": "settings",
     "State": "states",
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from mepdiff_core.evaluation import evaluate
     from mepdiff_core.jobs import Job
     from mepdiff_core.optics import Optics
-    from mepdiff_core.prepare import prepare
+    from mepdiff_core.preparation import prepare
     from mepdiff_core.prepare_config import PrepareConfig
     from mepdiff_core.probe import fit_probe
     from mepdiff_core.reconstruction import reconstruct

@@ -111,7 +111,7 @@ class Prepare(QWidget):
         source = self.session.scan_in_file
 
         def loop() -> Iterator[tuple[int, int, str, Path, Any, Scan | None]]:
-            from mepdiff_core.prepare import prepare_steps
+            from mepdiff_core.preparation import prepare_steps
             from mepdiff_core.scan import save_scan
 
             for step in prepare_steps(scan, config):
@@ -138,7 +138,7 @@ class Prepare(QWidget):
             self._take(path, prepared)
 
     def _take(self, path: Path, prepared: Scan) -> None:
-        from mepdiff_core.prepare import words_of
+        from mepdiff_core.preparation import words_of
 
         session = self.session
         assert session.path is not None

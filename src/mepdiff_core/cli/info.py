@@ -20,6 +20,7 @@ def add_parser(commands: Any) -> None:
         "--settings",
         metavar="NAME",
         help="explain every setting of a method (adam, lbfgs, adam-best, crystal), of simulate, prepare, fit-probe,"
+        " fit-thickness,"
         " calibration, dataset, train or sample",
     )
     add_json(parser)
@@ -32,7 +33,7 @@ def show_settings(arguments: argparse.Namespace) -> None:
     from mepdiff_core.prepare_config import PrepareConfig
     from mepdiff_core.reconstruction import METHODS
     from mepdiff_core.sample import SampleConfig
-    from mepdiff_core.settings import ProbeFitConfig
+    from mepdiff_core.settings import ProbeFitConfig, ThicknessConfig
     from mepdiff_core.simulate import SimulationConfig
     from mepdiff_core.train_config import TrainConfig
 
@@ -42,6 +43,7 @@ def show_settings(arguments: argparse.Namespace) -> None:
         "simulate": SimulationConfig(),
         "prepare": PrepareConfig(),
         "fit-probe": ProbeFitConfig(),
+        "fit-thickness": ThicknessConfig(),
         "calibration": Calibration(),
         "dataset": BuildConfig("prototypes"),
         "train": TrainConfig(),

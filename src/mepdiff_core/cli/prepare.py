@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.config import check, from_dict
     from mepdiff_core.files import check_writable
     from mepdiff_core.page import save_figure
-    from mepdiff_core.prepare import prepare_steps, words_of
+    from mepdiff_core.preparation import prepare_steps, words_of
     from mepdiff_core.prepare_config import PrepareConfig
     from mepdiff_core.prepare_figure import prepare_figure
     from mepdiff_core.scan import load_scan, save_scan
