@@ -10,11 +10,24 @@ import sys
 from collections.abc import Sequence
 
 from mepdiff_core import __version__
-from mepdiff_core.cli import dataset, demo, evaluate, fit_probe, info, prior, reconstruct, sample, simulate, train
+from mepdiff_core.cli import (
+    convert,
+    dataset,
+    demo,
+    evaluate,
+    fit_probe,
+    info,
+    inspect,
+    prior,
+    reconstruct,
+    sample,
+    simulate,
+    train,
+)
 from mepdiff_core.cli.common import Parser, Stopped, say
 from mepdiff_core.errors import explain
 
-COMMANDS = (info, demo, simulate, fit_probe, reconstruct, evaluate, dataset, train, sample, prior)
+COMMANDS = (info, demo, simulate, inspect, convert, fit_probe, reconstruct, evaluate, dataset, train, sample, prior)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -20,6 +20,7 @@ def add_parser(commands: Any) -> None:
         "--settings",
         metavar="NAME",
         help="explain every setting of a method (adam, lbfgs, adam-best, crystal), of simulate, fit-probe, calibration,"
+        " convert,"
         " dataset, train or sample",
     )
     add_json(parser)
@@ -29,6 +30,7 @@ def add_parser(commands: Any) -> None:
 def show_settings(arguments: argparse.Namespace) -> None:
     from mepdiff_core.calibration import Calibration
     from mepdiff_core.dataset import BuildConfig
+    from mepdiff_core.file_calibration import FileCalibration
     from mepdiff_core.reconstruction import METHODS
     from mepdiff_core.sample import SampleConfig
     from mepdiff_core.settings import ProbeFitConfig
@@ -41,6 +43,7 @@ def show_settings(arguments: argparse.Namespace) -> None:
         "simulate": SimulationConfig(),
         "fit-probe": ProbeFitConfig(),
         "calibration": Calibration(),
+        "convert": FileCalibration(),
         "dataset": BuildConfig("prototypes"),
         "train": TrainConfig(),
         "sample": SampleConfig(),
