@@ -237,7 +237,12 @@ def _emd(path: Path, file: Any, found: Mapping[str, tuple[int, ...]], options: R
     axes = [_dimension(group, number) for number in range(first, first + source.ndim)]
     if "4DSTEM_simulation" in file:
         return _prismatic(path, file, key, axes, options)
-    calibrations = calibrations_of_axes(axes, "the file's axis")
+    order = axis_order(source.ndim, options)
+    notes: tuple[str, ...] = ()
+    reciprocal = [axis_values(step, unit, "", scan_axis=False) != {} for step, unit, _ in axes]
+    if options.axes is None and reciprocal == [True, True, False, False]:  # as HyperSpy writes it: fastest axis first
+        order, notes = (3, 2, 1, 0), ("the file keeps its axes from the fastest to the slowest, as their units show",)
+    calibrations = calibrations_of_axes([axes[axis] for axis in order], "the file's axis")
     words = "NCEM EMD"
     for bundle in _calibration_bundles(file):
         words = "py4DSTEM"
@@ -256,8 +261,7 @@ def _emd(path: Path, file: Any, found: Mapping[str, tuple[int, ...]], options: R
         if energy > 0:
             volts = energy * 1e3 if energy < 5000 else energy  # written in kV by some, in V by others
             calibrations["optics.energy_eV"] = Found(volts, f"{METADATA}: accelerating_voltage {energy:g}", energy >= 5000)
-    patterns = Patterns(source, axis_order(source.ndim, options))
-    return RawScan(path, words, patterns, True, calibrations, _shape_source(source), key)
+    return RawScan(path, words, Patterns(source, order), True, calibrations, _shape_source(source), key, notes)
 
 
 def _calibration_bundles(file: Any) -> Iterator[dict[str, Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 
@@ -65,7 +67,7 @@ def inspect_figure(seen: Inspection, title: str) -> Figure:
     return figure
 
 
-def _scale(figure: Figure, image: object, axis: object, name: str) -> None:
+def _scale(figure: Figure, image: AxesImage, axis: Axes, name: str) -> None:
     bar = figure.colorbar(image, ax=axis, location="bottom", shrink=0.8, aspect=28, pad=0.02)
     bar.locator = MaxNLocator(4)
     bar.update_ticks()

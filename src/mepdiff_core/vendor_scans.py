@@ -73,13 +73,16 @@ def open_merlin(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -
         header = signal["original_metadata"].get("hdr_file")
         shape = signal["data"].shape
         known = len(shape) == 4 and shape[0] * shape[1] == frames and options.scan_shape is None
-        if not known and len(shape) == 4:
+        if not known:  # all frames in a row, also those of a line that was not finished
             (signal,) = file_reader(str(path), lazy=True, navigation_shape=(1, frames))
     data = signal["data"]
     per_trigger = 1 if header is None else int(header.get("Frames per Trigger (Number)", 1))
     source = "the .hdr file: frames per trigger" if per_trigger > 1 else "pauses in the frames' time stamps"
     if header is None:
         notes.append(f"there is no {path.with_suffix('.hdr').name} beside it")
+    announced = frames if header is None else int(header.get("Frames in Acquisition (Number)", frames))
+    if announced not in (0, frames):
+        notes.append(f"the .hdr file announces {announced} frames, the file holds {frames}")
     patterns = Patterns(data, axis_order(data.ndim, options))
     found = {"electrons_per_count": Found(1.0, COUNTED)}
     return RawScan(path, "Merlin .mib", patterns, True, found, source if known else None, "", tuple(notes))
