@@ -31,7 +31,7 @@ from mepdiff_core.file_calibration import (
 from mepdiff_core.inspection import find_detectors
 from mepdiff_core.optics import wavelength_A
 from mepdiff_core.ptyrad_result import read_ptyrad_result
-from mepdiff_core.raw_scan import ReadOptions, resized
+from mepdiff_core.raw_scan import ScanOptions, resized
 from mepdiff_core.scan import Scan, load_scan, save_scan
 from mepdiff_core.virtual import detector_mask, mean_pattern, virtual_image
 
@@ -354,6 +354,6 @@ def test_what_a_person_gives_goes_over_what_a_file_says() -> None:
 
 def test_options_for_other_formats_are_refused_for_a_scan_file(small_file: Path) -> None:
     with pytest.raises(InputError, match="is no file of another format"):
-        load_scan(small_file, options=ReadOptions(scan_shape=(2, 2)))
+        load_scan(small_file, options=ScanOptions(scan_shape=(2, 2)))
     calibrated: Any = load_scan(small_file, {"thickness_A": 20})
     assert calibrated.thickness_A == 20

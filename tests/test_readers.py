@@ -18,7 +18,7 @@ import zarr
 
 import vendor_files as vendor
 from mepdiff_core.errors import InputError
-from mepdiff_core.raw_scan import ReadOptions
+from mepdiff_core.raw_scan import ScanOptions
 from mepdiff_core.readers import find_format, is_foreign, open_raw
 from mepdiff_core.scan import load_scan
 
@@ -112,7 +112,7 @@ def test_a_format_is_read_value_by_value(case: Case, tmp_path: Path) -> None:
     path = tmp_path / case.name
     case.write(path, case.counts)
     assert is_foreign(path)
-    with open_raw(path, ReadOptions(**case.options)) as raw:
+    with open_raw(path, ScanOptions(**case.options)) as raw:
         assert raw.format == case.format
         assert raw.lazy == case.lazy
         assert raw.patterns.shape == case.counts.shape
@@ -134,19 +134,19 @@ def test_a_scan_shape_that_is_not_in_the_file_is_asked_for(name: str, tmp_path: 
     case = next(case for case in CASES if case.name == name)
     case.write(tmp_path / name, case.counts)
     rest = {key: value for key, value in case.options.items() if key != "scan_shape"}
-    with open_raw(tmp_path / name, ReadOptions(**rest)) as raw:
+    with open_raw(tmp_path / name, ScanOptions(**rest)) as raw:
         assert raw.scan_shape_source is None
         with pytest.raises(InputError, match=r"12 patterns in one row .* give --scan-shape Y X$"):
             raw.check_scan_shape()
     with (
         pytest.raises(InputError, match="holds 12 patterns; --scan-shape 3 5 needs 15"),
-        open_raw(tmp_path / name, ReadOptions(**{**rest, "scan_shape": (3, 5)})),
+        open_raw(tmp_path / name, ScanOptions(**{**rest, "scan_shape": (3, 5)})),
     ):
         pass
 
 
 def refusal(path: Path, **options: Any) -> str:
-    with pytest.raises(InputError) as caught, open_raw(path, ReadOptions(**options)):
+    with pytest.raises(InputError) as caught, open_raw(path, ScanOptions(**options)):
         pass
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -158,7 +158,7 @@ def test_several_arrays_are_told_apart_by_their_keys(tmp_path: Path) -> None:
         file["a/one"], file["b/two"], file["c"] = COUNTS, COUNTS[::-1], np.zeros(3)
     assert "several arrays that could be the scan: a/one 3x4x16x16, b/two 3x4x16x16; give one by --key NAME" in refusal(path)
     assert "no array of patterns 'c'; it has a/one" in refusal(path, key="c")
-    with open_raw(path, ReadOptions(key="/b/two")) as raw:
+    with open_raw(path, ScanOptions(key="/b/two")) as raw:
         np.testing.assert_array_equal(raw.patterns.read(0, 12).reshape(COUNTS.shape), COUNTS[::-1])
     scipy.io.savemat(tmp_path / "two.mat", {"one": COUNTS, "two": COUNTS})
     assert "several arrays" in refusal(tmp_path / "two.mat")
@@ -188,7 +188,7 @@ def test_axes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", COUNTS)
     assert "--axes names 3 axes; the array has 4" in refusal(tmp_path / "x.npy", axes=("scan", "ky", "kx"))
     with pytest.raises(InputError, match="axes are ky ky kx kx; expected scan_y scan_x ky kx"):
-        ReadOptions(axes=("ky", "ky", "kx", "kx"))
+        ScanOptions(axes=("ky", "ky", "kx", "kx"))
 
 
 def test_a_pickled_zarr_array_is_never_opened(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_pickled_zarr_array_is_never_opened(tmp_path: Path) -> None:
 
 def test_dead_pixels_of_the_detectors_own_mask_are_zero(tmp_path: Path) -> None:
     vendor.write_arina(tmp_path / "a_master.h5", COUNTS, dead=(5, 7))
-    with open_raw(tmp_path / "a_master.h5", ReadOptions(scan_shape=(3, 4))) as raw:
+    with open_raw(tmp_path / "a_master.h5", ScanOptions(scan_shape=(3, 4))) as raw:
         read = raw.patterns.read(0, 12).reshape(COUNTS.shape)
         assert raw.notes == ("1 pixels that the detector's pixel_mask calls dead are read as 0",)
     expected = COUNTS.copy()
@@ -320,7 +320,7 @@ def test_a_real_prismatic_file() -> None:
     path = sample("prismatic_Si100_4D.emd")
     assert "several arrays that could be the scan" in refusal(path)
     key = "4DSTEM_simulation/data/datacubes/CBED_array_depth0001/datacube"
-    with open_raw(path, ReadOptions(key=key)) as raw, h5py.File(path, "r") as file:
+    with open_raw(path, ScanOptions(key=key)) as raw, h5py.File(path, "r") as file:
         np.testing.assert_array_equal(raw.patterns.read(0, 121).reshape(11, 11, 8, 8), file[key][()].transpose(1, 0, 3, 2))
         assert raw.found["scan_step_A"].value == pytest.approx(0.5)
         assert raw.found["k_step_invA"].value == pytest.approx(1 / 5.43, rel=1e-4)  # of its cell of 5.43 Å

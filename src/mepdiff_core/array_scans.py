@@ -12,16 +12,16 @@ import numpy as np
 
 from mepdiff_core.config import check
 from mepdiff_core.hdf5_scans import open_hyperspy
-from mepdiff_core.raw_scan import Patterns, RawScan, ReadOptions, axis_order, choose
+from mepdiff_core.raw_scan import Patterns, RawScan, ScanOptions, axis_order, choose
 
 
-def open_numpy(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -> RawScan:
+def open_numpy(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> RawScan:
     """A .npy file of 4 axes, or of 3 with a scan shape."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     return _raw(path, "NumPy .npy", array, True, options)
 
 
-def open_matlab(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -> RawScan:
+def open_matlab(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> RawScan:
     """A MATLAB file of version 7 or older; version 7.3 is HDF5."""
     from scipy.io import loadmat, whosmat
 
@@ -30,7 +30,7 @@ def open_matlab(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -
     return _raw(path, "MATLAB .mat", loadmat(path, variable_names=[key])[key], False, options, key)
 
 
-def open_tiff(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -> RawScan:
+def open_tiff(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> RawScan:
     """A TIFF stack: a page a pattern, or a hyperstack."""
     import tifffile
     import zarr
@@ -48,7 +48,7 @@ def open_tiff(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -> 
     return _raw(path, "TIFF", array, True, options, key if len(series) > 1 else "")
 
 
-def open_zarr(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -> RawScan:
+def open_zarr(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> RawScan:
     """A folder that holds a Zarr array, or a group of them; also HyperSpy's .zspy."""
     import zarr
 
@@ -86,7 +86,7 @@ def check_codecs(path: Path) -> None:
             )
 
 
-def _raw(path: Path, words: str, array: Any, lazy: bool, options: ReadOptions, key: str = "") -> RawScan:
+def _raw(path: Path, words: str, array: Any, lazy: bool, options: ScanOptions, key: str = "") -> RawScan:
     check(array.ndim in (3, 4), f"{path} holds an array of {array.ndim} axes; expected (scan_y, scan_x, ky, kx)")
     patterns = Patterns(array, axis_order(array.ndim, options))
     return RawScan(path, words, patterns, lazy, {}, "the file's array" if array.ndim == 4 else None, key)

@@ -19,7 +19,7 @@ from mepdiff_core.errors import InputError
 from mepdiff_core.file_calibration import FileCalibration, Settled
 from mepdiff_core.files import atomic_path, check_writable
 from mepdiff_core.hdf5_scans import OWN
-from mepdiff_core.raw_scan import Array, RawScan, ReadOptions
+from mepdiff_core.raw_scan import Array, RawScan, ScanOptions
 from mepdiff_core.readers import open_raw
 from mepdiff_core.scan import Scan, make_counts, raster_positions, write_about
 
@@ -51,7 +51,7 @@ def convert(
     path: str | Path,
     out: str | Path,
     calibration: Mapping[str, Any] | Calibration | FileCalibration | None = None,
-    options: ReadOptions | None = None,
+    options: ScanOptions | None = None,
 ) -> Generator[Converted, None, None]:
     """Write a file's patterns as a scan file; the file appears when the last pattern is written.
 
@@ -66,7 +66,7 @@ def convert(
     """
     import h5py
 
-    out, options = Path(out), options or ReadOptions()
+    out, options = Path(out), options or ScanOptions()
     with open_raw(path, options) as raw:
         check(raw.format != OWN, f"{path} is a scan file already")
         raw.check_scan_shape()
@@ -131,19 +131,19 @@ def _write(counts: Any, first: int, block: Array) -> None:
 def load_foreign(
     path: str | Path,
     calibration: Mapping[str, Any] | Calibration | FileCalibration | None = None,
-    options: ReadOptions | None = None,
+    options: ScanOptions | None = None,
 ) -> Scan:
     """A scan from a file of any format, in memory.
 
     Raises:
         InputError: it cannot be read, or its calibration is incomplete: the message names all that is missing.
     """
-    options = options or ReadOptions()
+    options = options or ScanOptions()
     with open_raw(path, options) as raw:
         return read_scan(raw, calibration, options)
 
 
-def read_scan(raw: RawScan, given: Mapping[str, Any] | Calibration | FileCalibration | None, options: ReadOptions) -> Scan:
+def read_scan(raw: RawScan, given: Mapping[str, Any] | Calibration | FileCalibration | None, options: ScanOptions) -> Scan:
     """The whole scan, in memory.
 
     Raises:
@@ -166,7 +166,7 @@ def read_scan(raw: RawScan, given: Mapping[str, Any] | Calibration | FileCalibra
     return make_scan(raw, scan, settled, total / n, record(raw, settled, options, mended))
 
 
-def pattern_side(raw: RawScan, options: ReadOptions) -> int:
+def pattern_side(raw: RawScan, options: ScanOptions) -> int:
     """Pixels along one side of a pattern of the scan.
 
     Raises:
@@ -215,7 +215,7 @@ def make_scan(raw: RawScan, counts: Array, settled: Settled, beam: float, info: 
         raise InputError(f"{raw.path}: {error}") from None
 
 
-def record(raw: RawScan, settled: Settled, options: ReadOptions, mended: int) -> dict[str, Any]:
+def record(raw: RawScan, settled: Settled, options: ScanOptions, mended: int) -> dict[str, Any]:
     """What a scan remembers of the file it was made from."""
     sources = {name: f"{found.value:.9g}: {found.source}" for name, found in settled.values.items()}
     result: dict[str, Any] = {"file": raw.path.name, "format": raw.format, "calibration_sources": sources}

@@ -15,7 +15,7 @@ from mepdiff_core.calibration import Calibration, find_raster
 from mepdiff_core.config import check, from_dict
 from mepdiff_core.file_calibration import Found, axis_values, flat_values, length_A, per_length_invA
 from mepdiff_core.optics import Optics
-from mepdiff_core.raw_scan import Patterns, RawScan, ReadOptions, axis_order, choose
+from mepdiff_core.raw_scan import Patterns, RawScan, ScanOptions, axis_order, choose
 from mepdiff_core.scan import FORMAT
 
 OWN = "mepdiff scan"
@@ -23,7 +23,7 @@ COUNTED = "a counting detector: one count an electron"
 METADATA = "the file's metadata"
 
 
-def open_hdf5(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -> RawScan:
+def open_hdf5(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> RawScan:
     """Whatever kind of HDF5 this is."""
     import h5py
     import hdf5plugin  # noqa: F401  registers the compressions that detectors write
@@ -65,7 +65,7 @@ def _own(path: Path, file: Any) -> RawScan:
     found = {name: Found(value, "the scan file") for name, value in values.items()}
     found["electrons_per_count"] = Found(1.0, "the scan file: its counts are electrons")
     notes = ("the positions are no raster: they have no step",) if raster is None else ()
-    return RawScan(path, OWN, Patterns(counts, axis_order(4, ReadOptions())), True, found, notes=notes)
+    return RawScan(path, OWN, Patterns(counts, axis_order(4, ScanOptions())), True, found, notes=notes)
 
 
 def shapes(group: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:
@@ -81,7 +81,7 @@ def shapes(group: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:
     return found
 
 
-def open_hyperspy(path: Path, root: Any, words: str, options: ReadOptions, found: Mapping[str, tuple[int, ...]]) -> RawScan:
+def open_hyperspy(path: Path, root: Any, words: str, options: ScanOptions, found: Mapping[str, tuple[int, ...]]) -> RawScan:
     """A signal of HyperSpy, in HDF5 or Zarr: its axes say their steps and units."""
     data = {name: shape for name, shape in found.items() if name.endswith("/data")}
     key = choose(path, data, options.key)
@@ -162,7 +162,7 @@ class _Joined:
         return np.concatenate(pieces)
 
 
-def _dectris(path: Path, file: Any, options: ReadOptions) -> RawScan:
+def _dectris(path: Path, file: Any, options: ScanOptions) -> RawScan:
     detector = file["entry/instrument/detector"]
     names = sorted(name for name in file["entry/data"] if name.startswith("data"))
     check(bool(names), f"{path} names no data files")
@@ -191,7 +191,7 @@ def _dectris(path: Path, file: Any, options: ReadOptions) -> RawScan:
     return RawScan(path, words, patterns, True, found, None, "", tuple(n for n in notes if dead is not None and dead.any()))
 
 
-def _velox(path: Path, file: Any, options: ReadOptions) -> RawScan:
+def _velox(path: Path, file: Any, options: ScanOptions) -> RawScan:
     images = {f"Data/Image/{name}/Data": file[f"Data/Image/{name}/Data"] for name in file["Data/Image"]}
     key = choose(path, {n: i.shape for n, i in images.items() if i.ndim == 3 and i.shape[2] > 1}, options.key)
     about: dict[str, Any] = {}
@@ -230,7 +230,7 @@ def _dimension(group: Any, number: int) -> tuple[float, str, str]:
     return float(node[1]) - float(node[0]), _text(node.attrs.get("units")), _text(node.attrs.get("name"))
 
 
-def _emd(path: Path, file: Any, found: Mapping[str, tuple[int, ...]], options: ReadOptions) -> RawScan:
+def _emd(path: Path, file: Any, found: Mapping[str, tuple[int, ...]], options: ScanOptions) -> RawScan:
     key = choose(path, found, options.key)
     source, group = file[key], file[key].parent
     first = 0 if "dim0" in group else 1  # the older layout counts from 1
@@ -275,7 +275,7 @@ def _calibration_bundles(file: Any) -> Iterator[dict[str, Any]]:
         yield dict(node.attrs)
 
 
-def _prismatic(path: Path, file: Any, key: str, axes: list[tuple[float, str, str]], options: ReadOptions) -> RawScan:
+def _prismatic(path: Path, file: Any, key: str, axes: list[tuple[float, str, str]], options: ScanOptions) -> RawScan:
     """Prismatic labels its axes in nm and 1/nm and means Å and 1/Å, as its own parameters show."""
     node = file.get("4DSTEM_simulation/metadata/metadata_0/original/simulation_parameters")
     about = {} if node is None else {name: _number(value) for name, value in node.attrs.items()}
@@ -305,7 +305,7 @@ def _prismatic(path: Path, file: Any, key: str, axes: list[tuple[float, str, str
     return RawScan(path, "Prismatic EMD", Patterns(file[key], order), True, found, "the file's array", key, notes)
 
 
-def _nexus(path: Path, file: Any, found: Mapping[str, tuple[int, ...]], options: ReadOptions) -> RawScan:
+def _nexus(path: Path, file: Any, found: Mapping[str, tuple[int, ...]], options: ScanOptions) -> RawScan:
     key = choose(path, found, options.key)
     source, group = file[key], file[key].parent
     names = [_text(name) for name in np.atleast_1d(group.attrs.get("axes", []))]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mepdiff_core.calibration import Calibration
 from mepdiff_core.file_calibration import FileCalibration, Settled
 from mepdiff_core.optics import wavelength_A
-from mepdiff_core.raw_scan import RawScan, ReadOptions
+from mepdiff_core.raw_scan import RawScan, ScanOptions
 
 Image = npt.NDArray[np.float64]
 
@@ -68,7 +68,7 @@ def inspect_patterns(
     shape, n = raw.patterns.shape, raw.patterns.n_patterns
     total = np.zeros(shape[2:])
     smallest, largest, bad = math.inf, -math.inf, 0
-    for first, block, _ in raw.blocks(ReadOptions()):
+    for first, block, _ in raw.blocks(ScanOptions()):
         finite = np.isfinite(block) if block.dtype.kind == "f" else None
         if finite is not None and not finite.all():
             bad += int(np.count_nonzero(~finite))
@@ -85,7 +85,7 @@ def inspect_patterns(
             *(axis - c for axis, c in zip(np.ogrid[: shape[2], : shape[3]], detectors.centre_px, strict=True))
         )
         masks = (distance <= detectors.radius_px, (distance >= detectors.inner_px) & (distance <= detectors.outer_px))
-        for first, block, _ in raw.blocks(ReadOptions()):
+        for first, block, _ in raw.blocks(ScanOptions()):
             for image, mask in zip(images, masks, strict=True):
                 sums = block[:, mask].sum(axis=1, dtype=np.float64)
                 image[first : first + len(block)] = np.nan_to_num(sums)

@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class ReadOptions:
+class ScanOptions:
     """How to read a file where it leaves that open.
 
     Attributes:
@@ -178,7 +178,7 @@ class RawScan:
             f" give --scan-shape Y X{_square(n)}",
         )
 
-    def blocks(self, options: ReadOptions) -> Iterator[tuple[int, Array, int]]:
+    def blocks(self, options: ScanOptions) -> Iterator[tuple[int, Array, int]]:
         """(number of the first pattern, (n, ky, kx) counts of the file, pixels that were set to 0), block by block."""
         n = self.patterns.n_patterns
         at_once = block_patterns(self.patterns)
@@ -214,7 +214,7 @@ def resized(block: Array, size: int | None) -> Array:
     return result
 
 
-def with_shape(raw: RawScan, options: ReadOptions) -> RawScan:
+def with_shape(raw: RawScan, options: ScanOptions) -> RawScan:
     """The scan folded to the shape that a person gives.
 
     Raises:
@@ -228,7 +228,7 @@ def with_shape(raw: RawScan, options: ReadOptions) -> RawScan:
     return replace(raw, patterns=raw.patterns.folded(options.scan_shape), scan_shape_source="given")
 
 
-def axis_order(ndim: int, options: ReadOptions, reverse: bool = False) -> tuple[int, ...]:
+def axis_order(ndim: int, options: ScanOptions, reverse: bool = False) -> tuple[int, ...]:
     """Which axes of an array are scan_y, scan_x, ky, kx, or scan, ky, kx; ``reverse`` for one stored in Fortran's order."""
     wanted = AXES_4D if ndim == 4 else AXES_3D
     names = options.axes or wanted
@@ -276,5 +276,5 @@ def _square(n: int) -> str:
     return f" (a square one would be {side} {side})" if side * side == n else ""
 
 
-Opener = Callable[[Path, ReadOptions, contextlib.ExitStack], RawScan]
+Opener = Callable[[Path, ScanOptions, contextlib.ExitStack], RawScan]
 """A format's reader; what must be closed afterwards goes onto the stack."""

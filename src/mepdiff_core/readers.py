@@ -11,7 +11,7 @@ from mepdiff_core.array_scans import open_matlab, open_numpy, open_tiff, open_za
 from mepdiff_core.config import check
 from mepdiff_core.errors import InputError
 from mepdiff_core.hdf5_scans import open_hdf5
-from mepdiff_core.raw_scan import Opener, RawScan, ReadOptions, reading, with_shape
+from mepdiff_core.raw_scan import Opener, RawScan, ScanOptions, reading, with_shape
 from mepdiff_core.vendor_scans import open_blockfile, open_empad, open_gatan, open_merlin, open_tvips
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -95,13 +95,13 @@ def is_foreign(path: str | Path) -> bool:
 
 
 @contextlib.contextmanager
-def open_raw(path: str | Path, options: ReadOptions | None = None) -> Iterator[RawScan]:
+def open_raw(path: str | Path, options: ScanOptions | None = None) -> Iterator[RawScan]:
     """A file of patterns, open until the block ends.
 
     Raises:
         InputError: it cannot be read, or leaves open what ``options`` must say.
     """
-    path, options = Path(path), options or ReadOptions()
+    path, options = Path(path), options or ScanOptions()
     words, opener = find_format(path)
     with contextlib.ExitStack() as stack:
         with reading(path, words):

@@ -25,7 +25,7 @@ from mepdiff_core.optics import Optics, make_probe
 
 if TYPE_CHECKING:
     from mepdiff_core.calibration import Calibration
-    from mepdiff_core.raw_scan import ReadOptions
+    from mepdiff_core.raw_scan import ScanOptions
 
 FORMAT = "mepdiff-scan"
 FORMAT_VERSION = 1
@@ -239,7 +239,7 @@ def is_scan(path: str | Path) -> bool:
 
 
 def load_scan(
-    path: str | Path, calibration: Calibration | Mapping[str, Any] | None = None, options: ReadOptions | None = None
+    path: str | Path, calibration: Calibration | Mapping[str, Any] | None = None, options: ScanOptions | None = None
 ) -> Scan:
     """Read a scan, from our own file or from one of the formats of docs/formats.md.
 

@@ -16,13 +16,13 @@ import numpy as np
 from mepdiff_core.config import check
 from mepdiff_core.file_calibration import Found, angle_mrad, per_length_invA
 from mepdiff_core.hdf5_scans import COUNTED, METADATA, calibrations_of_axes
-from mepdiff_core.raw_scan import Patterns, RawScan, ReadOptions, axis_order, choose
+from mepdiff_core.raw_scan import Patterns, RawScan, ScanOptions, axis_order, choose
 
 EMPAD_PIXELS, EMPAD_ROWS = 128, 130
 """An EMPAD frame is 128 rows of 128 pixels; two rows of the detector's own come with each."""
 
 
-def open_empad(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -> RawScan:
+def open_empad(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> RawScan:
     """EMPAD: an XML file with its raw file beside it, or the raw file alone."""
     xml = path if path.suffix.lower() == ".xml" else path.with_suffix(".xml")
     if not xml.exists():
@@ -44,7 +44,7 @@ def open_empad(path: Path, options: ReadOptions, stack: contextlib.ExitStack) ->
     return RawScan(path, "EMPAD", patterns, True, calibrations_of_axes(axes, "the XML file's"), source, "", tuple(notes))
 
 
-def _empad_raw(path: Path, options: ReadOptions) -> RawScan:
+def _empad_raw(path: Path, options: ScanOptions) -> RawScan:
     size = path.stat().st_size
     rows = [r for r in (EMPAD_ROWS, EMPAD_PIXELS) if size % (r * EMPAD_PIXELS * 4) == 0]
     check(bool(rows), f"{path} has {size} bytes, which is no whole number of EMPAD frames; is it complete?")
@@ -63,7 +63,7 @@ def _empad_raw(path: Path, options: ReadOptions) -> RawScan:
     return RawScan(path, "EMPAD raw", patterns, True, {}, source)
 
 
-def open_merlin(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -> RawScan:
+def open_merlin(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> RawScan:
     """Quantum Detectors' Merlin: .mib, with its .hdr beside it where there is one."""
     from rsciio.quantumdetector import file_reader, load_mib_data
 
@@ -88,7 +88,7 @@ def open_merlin(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -
     return RawScan(path, "Merlin .mib", patterns, True, found, source if known else None, "", tuple(notes))
 
 
-def open_blockfile(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -> RawScan:
+def open_blockfile(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> RawScan:
     """NanoMegas' block file; its header keeps no units, so a person must confirm what it says."""
     from rsciio.blockfile import file_reader
 
@@ -116,7 +116,7 @@ def open_blockfile(path: Path, options: ReadOptions, stack: contextlib.ExitStack
     return RawScan(path, "NanoMegas block file", patterns, True, found, "the file's header", "", tuple(notes))
 
 
-def open_tvips(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -> RawScan:
+def open_tvips(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> RawScan:
     """TVIPS camera stream: frames in a row, over files _000, _001, ..."""
     from rsciio.tvips import file_reader
 
@@ -136,7 +136,7 @@ def open_tvips(path: Path, options: ReadOptions, stack: contextlib.ExitStack) ->
     return RawScan(path, "TVIPS", Patterns(signal["data"], axis_order(3, options)), True, found, None, "", tuple(notes))
 
 
-def open_gatan(path: Path, options: ReadOptions, stack: contextlib.ExitStack) -> RawScan:
+def open_gatan(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> RawScan:
     """Gatan DigitalMicrograph .dm3 and .dm4."""
     from rsciio.digitalmicrograph import file_reader
 

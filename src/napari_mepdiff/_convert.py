@@ -18,13 +18,14 @@ from mepdiff_core.convert import Converted, convert, pattern_side
 from mepdiff_core.errors import InputError, explain
 from mepdiff_core.file_calibration import NEEDED, FileCalibration, Settled, given_values, settle
 from mepdiff_core.jobs import Job
-from mepdiff_core.raw_scan import ReadOptions, block_patterns
+from mepdiff_core.raw_scan import ScanOptions, block_patterns
 from mepdiff_core.readers import open_raw
 from napari_mepdiff._dock import button, heading, notify, words
-from napari_mepdiff._form import ConfigForm, TextField
+from napari_mepdiff._form import ConfigForm, TextField, label_of
 from napari_mepdiff._plots import Pane
 from napari_mepdiff._preferences import preferences, runs_folder
 from napari_mepdiff._pump import Answerer, Pump
+from napari_mepdiff._units import show_quantity, unit_of
 
 MAKE, STOP = "Calibration is right: make a scan file", "Stop"
 LOOKED_AT = 64
@@ -44,7 +45,7 @@ class Offer:
     """
 
     path: Path
-    options: ReadOptions
+    options: ScanOptions
     text: str
     settled: Settled
     mean: npt.NDArray[np.float64]
@@ -81,7 +82,7 @@ class ConvertFile(QWidget):
         self.pane = Pane("mean of the first patterns", "Power scale; the file's own pixels.", "CET-L1")
         column.addWidget(self.pane)
         column.addWidget(heading("How to read it"))
-        self.options = ConfigForm(ReadOptions(), hide=("axes",))
+        self.options = ConfigForm(ScanOptions(), hide=("axes",))
         for name, shown in (("scan_shape", "rows, columns"), ("key", "the only one"), ("size", "as it is")):
             self.options.fields[name].setPlaceholderText(shown)
         column.addWidget(self.options)
@@ -112,11 +113,11 @@ class ConvertFile(QWidget):
             notify(InputError(f"{self._path.name} is being converted; stop that first, or wait"))
             return
         self._path = path
-        self.options.set_value(ReadOptions())
+        self.options.set_value(ScanOptions())
         self.out.setText(str(_free(runs_folder() / f"{path.stem}.h5")))
         self.text.setText(f"Reading {html.escape(path.name)} …")
         self.show()
-        self._looker.ask((path, ReadOptions()))
+        self._looker.ask((path, ScanOptions()))
 
     def stop(self, wait_s: float) -> None:
         """End a conversion that runs; what it has written is removed."""
@@ -166,7 +167,7 @@ class ConvertFile(QWidget):
         settled = self._settled() if self.offer is not None else None
         lacks = [] if self.offer is None or not self.offer.lacks else [self.offer.lacks]
         if settled is not None:
-            lacks += [f"{name}: {NEEDED[name][0]}" for name in settled.missing if name in NEEDED]
+            lacks += [f"{_label(name)}: {NEEDED[name][0]}" for name in settled.missing if name in NEEDED]
         rows = "".join(f"<li>{html.escape(line)}</li>" for line in lacks)
         self.missing.setText(f"Still missing:<ul>{rows}</ul>" if lacks else "")
         ready = settled is not None and not lacks and bool(self.out.text().strip())
@@ -214,7 +215,7 @@ class ConvertFile(QWidget):
             self.made.emit(Path(self.out.text().strip()).expanduser())
 
 
-def _look(question: tuple[Path, ReadOptions]) -> Offer:
+def _look(question: tuple[Path, ScanOptions]) -> Offer:
     path, options = question
     with open_raw(path, options) as raw:
         patterns = raw.patterns
@@ -235,11 +236,19 @@ def _look(question: tuple[Path, ReadOptions]) -> Offer:
         ]
         lines += [html.escape(note) for note in raw.notes]
         cells = "".join(
-            f"<tr><td>{html.escape(name)}&nbsp;</td><td>{found.value:.6g}&nbsp;</td><td>{html.escape(found.source)}"
+            f"<tr><td>{_label(name)}&nbsp;</td><td>{_shown(name, found.value)}&nbsp;</td><td>{html.escape(found.source)}"
             f"{'' if found.certain else ' <b>(to be confirmed)</b>'}</td></tr>"
             for name, found in settled.values.items()
         )
     return Offer(path, options, f"{'<br>'.join(lines)}<table>{cells}</table>", settled, mean, lacks)
+
+
+def _label(name: str) -> str:
+    return label_of(name.rpartition(".")[2])
+
+
+def _shown(name: str, value: float) -> str:
+    return show_quantity(float(f"{value:.6g}"), unit_of(name)).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _free(path: Path) -> Path:

@@ -10,7 +10,7 @@ from mepdiff_core.cli.common import ProgressBar, add_json, emit
 
 if TYPE_CHECKING:
     from mepdiff_core.file_calibration import Settled
-    from mepdiff_core.raw_scan import ReadOptions
+    from mepdiff_core.raw_scan import ScanOptions
 
 EPILOG = """\
 formats: EMPAD .raw and .xml, Merlin .mib, Dectris Arina, Gatan .dm3 and .dm4, EMD (Velox, Prismatic, py4DSTEM, NCEM),
@@ -75,10 +75,10 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_options(arguments: argparse.Namespace) -> ReadOptions:
-    from mepdiff_core.raw_scan import ReadOptions
+def read_options(arguments: argparse.Namespace) -> ScanOptions:
+    from mepdiff_core.raw_scan import ScanOptions
 
-    return ReadOptions(
+    return ScanOptions(
         arguments.key,
         tuple(arguments.scan_shape) if arguments.scan_shape else None,
         tuple(arguments.axes) if arguments.axes else None,
