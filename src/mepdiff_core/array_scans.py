@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import numpy as np
 
 from mepdiff_core.config import check
 from mepdiff_core.hdf5_scans import open_hyperspy
-from mepdiff_core.raw_scan import Patterns, RawScan, ScanOptions, axis_order, choose
+from mepdiff_core.raw_scan import Mapped, Patterns, RawScan, ScanOptions, axis_order, choose
 
 
 def open_numpy(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> RawScan:
     """A .npy file of 4 axes, or of 3 with a scan shape."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = Mapped(lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     return _raw(path, "NumPy .npy", array, True, options)
 
 
@@ -37,6 +38,7 @@ def open_tiff(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> 
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say of damaged files is said by us
     file = stack.enter_context(tifffile.TiffFile(path))
+    check(len(file.pages) > 0, f"{path} has no pages")  # counted first: a damaged chain of pages would be walked for ever
     series = {f"series-{number}": one for number, one in enumerate(file.series)}
     check(not any("S" in one.axes for one in series.values()), f"{path} holds colours (RGB); expected counts")
     key = choose(path, {name: one.shape for name, one in series.items() if one.ndim in (3, 4)}, options.key)
@@ -53,14 +55,13 @@ def open_zarr(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> 
     import zarr
 
     check_codecs(path)
-    node = zarr.open(path, mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)  # of files in the folder that are none of Zarr's
+        node = zarr.open(path, mode="r")
+        members = [] if isinstance(node, zarr.Array) else list(node.members(max_depth=None))
     if not isinstance(node, zarr.Group):
         return _raw(path, "Zarr", node, True, options)
-    shapes = {
-        name: member.shape
-        for name, member in node.members(max_depth=None)
-        if isinstance(member, zarr.Array) and member.ndim in (3, 4)
-    }
+    shapes = {name: member.shape for name, member in members if isinstance(member, zarr.Array) and member.ndim in (3, 4)}
     if "Experiments" in node:
         return open_hyperspy(path, node, "HyperSpy .zspy", options, shapes)
     key = choose(path, shapes, options.key)

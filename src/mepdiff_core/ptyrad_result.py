@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mepdiff_core.config import check
-from mepdiff_core.raw_scan import reading
+from mepdiff_core.errors import reading
 
 TENSORS, ATTRIBUTES = "optimizable_tensors", "model_attributes"
 

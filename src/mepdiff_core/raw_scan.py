@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mepdiff_core.calibration import Calibration
 from mepdiff_core.config import check
-from mepdiff_core.errors import InputError
+from mepdiff_core.errors import reading
 from mepdiff_core.file_calibration import FileCalibration, Found, Settled, given_values, settle
 
 BLOCK_BYTES = 64 << 20
@@ -137,6 +137,22 @@ class Patterns:
         return array.astype(array.dtype.newbyteorder("="), copy=False) if array.dtype.kind != "b" else array.view(np.uint8)
 
 
+class Mapped:
+    """An array mapped from a file, anew for every part that is read: parts read before take no memory.
+
+    Args:
+        open_array: maps it.
+    """
+
+    def __init__(self, open_array: Callable[[], Array]) -> None:
+        self._open = open_array
+        array = open_array()
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    def __getitem__(self, index: Any) -> Array:
+        return np.array(self._open()[index])
+
+
 @dataclass(frozen=True)
 class RawScan:
     """A file of patterns, open for reading.
@@ -253,22 +269,6 @@ def choose(path: Path, shapes: Mapping[str, tuple[int, ...]], key: str | None) -
     candidates = four or list(shapes)
     check(len(candidates) == 1, f"{path} holds several arrays that could be the scan: {listed}; give one by --key NAME")
     return candidates[0]
-
-
-@contextlib.contextmanager
-def reading(path: Path, words: str) -> Iterator[None]:
-    """What a foreign reader raises over a damaged file, in one line.
-
-    Raises:
-        InputError: whatever went wrong in the block.
-    """
-    try:
-        yield
-    except (InputError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # readers of many hands raise errors of every kind over a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} cannot be read as {words}; is it damaged or of another kind? ({reason[:300]})") from error
 
 
 def _square(n: int) -> str:

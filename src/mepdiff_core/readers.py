@@ -9,9 +9,9 @@ from pathlib import Path
 
 from mepdiff_core.array_scans import open_matlab, open_numpy, open_tiff, open_zarr
 from mepdiff_core.config import check
-from mepdiff_core.errors import InputError
+from mepdiff_core.errors import InputError, reading
 from mepdiff_core.hdf5_scans import open_hdf5
-from mepdiff_core.raw_scan import Opener, RawScan, ScanOptions, reading, with_shape
+from mepdiff_core.raw_scan import Opener, RawScan, ScanOptions, with_shape
 from mepdiff_core.vendor_scans import open_blockfile, open_empad, open_gatan, open_merlin, open_tvips
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"

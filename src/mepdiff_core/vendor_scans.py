@@ -16,7 +16,7 @@ import numpy as np
 from mepdiff_core.config import check
 from mepdiff_core.file_calibration import Found, angle_mrad, per_length_invA
 from mepdiff_core.hdf5_scans import COUNTED, METADATA, calibrations_of_axes
-from mepdiff_core.raw_scan import Patterns, RawScan, ScanOptions, axis_order, choose
+from mepdiff_core.raw_scan import Mapped, Patterns, RawScan, ScanOptions, axis_order, choose
 
 EMPAD_PIXELS, EMPAD_ROWS = 128, 130
 """An EMPAD frame is 128 rows of 128 pixels; two rows of the detector's own come with each."""
@@ -56,8 +56,8 @@ def _empad_raw(path: Path, options: ScanOptions) -> RawScan:
         check(bool(rows), f"{path}: its size allows frames of 130 and of 128 rows; give --scan-shape Y X")
     extra = rows[0] - EMPAD_PIXELS
     frame = np.dtype([("data", "<f4", (EMPAD_PIXELS, EMPAD_PIXELS)), ("rest", "<f4", (extra, EMPAD_PIXELS))])
-    frames = np.memmap(path, frame, mode="r")["data"]
-    known = shape is not None and shape[0] * shape[1] == len(frames)
+    frames = Mapped(lambda: np.memmap(path, frame, mode="r")["data"])
+    known = shape is not None and shape[0] * shape[1] == frames.shape[0]
     patterns = Patterns(frames, axis_order(3, options), shape if known else None)
     source = "the file's name" if known else None
     return RawScan(path, "EMPAD raw", patterns, True, {}, source)
