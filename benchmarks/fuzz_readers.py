@@ -118,7 +118,7 @@ def kinds() -> dict[str, Kind]:
         Kind("scan.nxs", of(vendor.by_rosettasciio("nexus")), _read_foreign),
         Kind("scan.blo", of(vendor.write_blockfile), _read_foreign),
         Kind("scan_000.tvips", of(vendor.by_rosettasciio("tvips")), _read_stack),
-        Kind("scan.dm4", of(vendor.write_dm4), _read_foreign),
+        Kind("scan.dm4", of(vendor.write_dm), _read_foreign),
         Kind("scan.npy", of(np.save), _read_foreign),
         Kind("old.mat", lambda path: scipy.io.savemat(path, {"cbed": counts}), _read_foreign),
         Kind("new.mat", of(vendor.write_matlab73), _read_foreign),

@@ -226,7 +226,7 @@ def test_a_large_file_is_never_held_in_memory(here: Path, monkeypatch: pytest.Mo
 
 
 def test_inspect_shows_what_is_there_and_what_is_missing(here: Path, capsys: Capture) -> None:
-    vendor.write_dm4(Path("scan.dm4"), COUNTS)
+    vendor.write_dm(Path("scan.dm4"), COUNTS)
     assert main(["inspect", "scan.dm4"]) == 0
     text = capsys.readouterr().out
     assert "Gatan DM, image-0" in text

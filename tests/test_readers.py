@@ -71,10 +71,16 @@ CASES = [
     Case("scan.nxs", vendor.by_rosettasciio("nexus"), "NeXus", OF_AXES),
     Case("scan.blo", vendor.write_blockfile, "NanoMegas block file", {"scan_step_A": 0.5}),
     Case("scan_000.tvips", vendor.by_rosettasciio("tvips"), "TVIPS", {"optics.energy_eV": 200e3}, STACK),
-    Case("scan.dm4", vendor.write_dm4, "Gatan DM", {**OF_AXES, "optics.energy_eV": 200e3, "electrons_per_count": 0.25}),
+    Case("scan.dm4", vendor.write_dm, "Gatan DM", {**OF_AXES, "optics.energy_eV": 200e3, "electrons_per_count": 0.25}),
+    Case(
+        "scan.dm3",
+        lambda path, counts: vendor.write_dm(path, counts, version=3),
+        "Gatan DM",
+        {**OF_AXES, "optics.energy_eV": 200e3, "electrons_per_count": 0.25},
+    ),
     Case(
         "turned.dm4",
-        lambda path, counts: vendor.write_dm4(path, counts, detector_first=True),
+        lambda path, counts: vendor.write_dm(path, counts, detector_first=True),
         "Gatan DM",
         {**OF_AXES, "optics.energy_eV": 200e3, "electrons_per_count": 0.25},
     ),
@@ -266,7 +272,7 @@ def test_what_is_no_scan_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_load_scan_reads_other_formats_and_names_all_that_is_missing(tmp_path: Path) -> None:
-    vendor.write_dm4(tmp_path / "scan.dm4", COUNTS)
+    vendor.write_dm(tmp_path / "scan.dm4", COUNTS)
     with pytest.raises(InputError) as caught:
         load_scan(tmp_path / "scan.dm4")
     assert "optics.semiangle_mrad=21.4 (semi-convergence angle); optics.overfocus_A=0" in str(caught.value)

@@ -825,7 +825,7 @@ def test_the_sample_is_what_it_says(settings: Path) -> None:
 
 def test_a_microscopes_file_asks_for_what_is_missing_and_becomes_a_scan(window: Window, tmp_path: Path) -> None:
     counts = vendor.make_counts()
-    vendor.write_dm4(tmp_path / "scan.dm4", counts)
+    vendor.write_dm(tmp_path / "scan.dm4", counts)
     window.viewer.open(str(tmp_path / "scan.dm4"), plugin=PLUGIN)
     form = window.load.convert
     window.wait(lambda: form.offer is not None)

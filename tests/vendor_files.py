@@ -224,8 +224,8 @@ def write_ptyrad_result(path: Path, phase: Array, probe: Array, pixel_A: float, 
     )
 
 
-def write_dm4(path: Path, counts: Array, detector_first: bool = False) -> None:
-    """DigitalMicrograph's tagged file of version 4; its dimensions run from the fastest to the slowest."""
+def write_dm(path: Path, counts: Array, detector_first: bool = False, version: int = 4) -> None:
+    """DigitalMicrograph's tagged file of version 3 or 4; its dimensions run from the fastest to the slowest."""
     array = counts.transpose(2, 3, 0, 1) if detector_first else counts
     axes = [(STEP_NM, "nm")] * 2 + [(K_STEP_INV_NM, "1/nm")] * 2
     axes = axes[2:] + axes[:2] if detector_first else axes
@@ -244,26 +244,35 @@ def write_dm4(path: Path, counts: Array, detector_first: bool = False) -> None:
         "ImageTags": {"Microscope Info": {"Voltage": np.float64(200e3)}},
         "Name": "scan",
     }
-    body = _dm_group({"ImageList": [image]})
-    path.write_bytes(struct.pack(">IQI", 4, len(body), 1) + body + b"\0" * 8)
+    body = _dm_group({"ImageList": [image]}, version)
+    size = "Q" if version == 4 else "I"
+    path.write_bytes(struct.pack(f">I{size}I", version, len(body), 1) + body + b"\0" * 8)
 
 
 _DM_TYPES = {"float32": 6, "float64": 7, "uint32": 5, "uint16": 4}
 
 
-def _dm_group(content: Mapping[str, Any] | list[Any]) -> bytes:
+def _dm_group(content: Mapping[str, Any] | list[Any], version: int) -> bytes:
     items = list(content.items()) if isinstance(content, Mapping) else [("", item) for item in content]
-    return struct.pack(">BBQ", 1, 0, len(items)) + b"".join(_dm_tag(name, value) for name, value in items)
+    head = struct.pack(">BBQ" if version == 4 else ">BBI", 1, 0, len(items))
+    return head + b"".join(_dm_tag(name, value, version) for name, value in items)
 
 
-def _dm_tag(name: str, value: Any) -> bytes:
+def _dm_tag(name: str, value: Any, version: int) -> bytes:
+    """Sizes are 8 bytes in version 4 and 4 in version 3, which does not say how long a tag is."""
+
+    def data(numbers: list[int], content: bytes) -> bytes:
+        return b"%%%%" + struct.pack(f">{len(numbers) + 1}{'Q' if version == 4 else 'I'}", len(numbers), *numbers) + content
+
+    kind = 20 if isinstance(value, Mapping | list) else 21
     if isinstance(value, Mapping | list):
-        kind, body = 20, _dm_group(value)
-    elif isinstance(value, np.ndarray):
-        kind, body = 21, b"%%%%" + struct.pack(">QQQQ", 3, 20, _DM_TYPES[value.dtype.name], value.size) + value.tobytes()
+        body = _dm_group(value, version)
     elif isinstance(value, str):
-        text = np.frombuffer(value.encode("utf-16-le"), np.uint16)
-        kind, body = 21, b"%%%%" + struct.pack(">QQQQ", 3, 20, 4, text.size) + text.tobytes()
+        text = value.encode("utf-16-le")
+        body = data([20, 4, len(text) // 2], text)
+    elif isinstance(value, np.ndarray):
+        body = data([20, _DM_TYPES[value.dtype.name], value.size], value.tobytes())
     else:
-        kind, body = 21, b"%%%%" + struct.pack(">QQ", 1, _DM_TYPES[value.dtype.name]) + value.tobytes()
-    return struct.pack(">BH", kind, len(name)) + name.encode() + struct.pack(">Q", len(body)) + body
+        body = data([_DM_TYPES[value.dtype.name]], value.tobytes())
+    length = struct.pack(">Q", len(body)) if version == 4 else b""
+    return struct.pack(">BH", kind, len(name)) + name.encode() + length + body
