@@ -197,6 +197,13 @@ def test_axes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ScanOptions(axes=("ky", "ky", "kx", "kx"))
 
 
+def test_calibrations_follow_the_order_of_axes_that_is_given(tmp_path: Path) -> None:
+    vendor.by_rosettasciio("hspy")(tmp_path / "x.hspy", COUNTS)
+    with open_raw(tmp_path / "x.hspy", ScanOptions(axes=("ky", "kx", "scan_y", "scan_x"))) as raw:
+        assert raw.patterns.shape == (16, 16, 3, 4)
+        assert "scan_step_A" not in raw.found  # 1/nm measures no scan step
+
+
 def test_a_pickled_zarr_array_is_never_opened(tmp_path: Path) -> None:
     vendor.write_zspy(tmp_path / "x.zspy", COUNTS)
     about = tmp_path / "x.zspy" / "Experiments" / "scan" / "data" / ".zarray"

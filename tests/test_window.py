@@ -27,6 +27,7 @@ from qtpy.QtWidgets import QLabel, QPushButton
 
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
+from mepdiff_core.file_calibration import FileCalibration, KnownOptics
 from mepdiff_core.optics import make_probe
 from mepdiff_core.reconstruction import METHODS
 from mepdiff_core.scan import Scan, load_scan, save_scan
@@ -845,6 +846,26 @@ def test_a_microscopes_file_asks_for_what_is_missing_and_becomes_a_scan(window: 
     np.testing.assert_array_equal(scan.counts, counts * np.float32(0.25))
     assert scan.optics.overfocus_A == 30
     assert form.isHidden()
+    assert not window.said
+
+
+def test_a_conversion_that_is_stopped_leaves_nothing(
+    window: Window, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mepdiff_core.raw_scan.BLOCK_BYTES", 1)
+    np.save(tmp_path / "scan.npy", vendor.make_counts((40, 40, 16, 16)))
+    window.load.open(tmp_path / "scan.npy")
+    form = window.load.convert
+    window.wait(lambda: form.offer is not None)
+    optics = KnownOptics(200e3, 10.0, 0.0)
+    form.form.set_value(FileCalibration(optics, 0.5, 0.0, 0.08, None, 1.0))
+    form._update()
+    window.press(form.make)
+    window.wait(lambda: form.progress.value() > 3)
+    window.press(form.make)
+    window.wait(lambda: form.job is None)
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert form.make.text() == "Calibration is right: make a scan file"
     assert not window.said
 
 

@@ -32,7 +32,7 @@ def open_hdf5(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> 
     if _text(file.attrs.get("format")) == FORMAT:
         return _own(path, file)
     check("optimizable_tensors" not in file, f"{path} is a result of PtyRAD: an object and a probe, without patterns")
-    if "entry/data" in file and "entry/instrument/detector" in file:
+    if "entry/data" in file and "entry/instrument/detector/detectorSpecific" in file:
         return _dectris(path, file, options)
     if "Version" in file and "Data/Image" in file:
         return _velox(path, file, options)
@@ -90,12 +90,12 @@ def open_hyperspy(path: Path, root: Any, words: str, options: ScanOptions, found
     for number in range(source.ndim):
         attributes = dict(group[f"axis-{number}"].attrs) if f"axis-{number}" in group else {}
         axes.append((_number(attributes.get("scale")), _text(attributes.get("units")), _text(attributes.get("name"))))
-    calibrations = calibrations_of_axes(axes, "the file's axis")
+    order = axis_order(source.ndim, options)
+    calibrations = calibrations_of_axes([axes[axis] for axis in order], "the file's axis")
     tem = "metadata/Acquisition_instrument/TEM"
     if tem in group:
         calibrations |= tem_values(dict(group[tem].attrs))
-    patterns = Patterns(source, axis_order(source.ndim, options))
-    return RawScan(path, words, patterns, True, calibrations, _shape_source(source), key)
+    return RawScan(path, words, Patterns(source, order), True, calibrations, _shape_source(source), key)
 
 
 def tem_values(tem: Mapping[str, Any]) -> dict[str, Found]:
@@ -315,6 +315,6 @@ def _nexus(path: Path, file: Any, found: Mapping[str, tuple[int, ...]], options:
         known = node is not None and getattr(node, "ndim", 0) == 1 and len(node) > 1
         step = float(node[1]) - float(node[0]) if known else math.nan
         axes.append((step, _text(node.attrs.get("units")) if known else "", name))
-    patterns = Patterns(source, axis_order(source.ndim, options))
-    calibrations = calibrations_of_axes(axes, "the file's axis")
-    return RawScan(path, "NeXus", patterns, True, calibrations, _shape_source(source), key)
+    order = axis_order(source.ndim, options)
+    calibrations = calibrations_of_axes([axes[axis] for axis in order], "the file's axis") if axes else {}
+    return RawScan(path, "NeXus", Patterns(source, order), True, calibrations, _shape_source(source), key)

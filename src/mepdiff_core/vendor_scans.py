@@ -153,21 +153,24 @@ def open_gatan(path: Path, options: ScanOptions, stack: contextlib.ExitStack) ->
         notes.append("the file keeps the detector's axes first, as their units show")
     found = calibrations_of_axes([axes[axis] for axis in order], "the file's axis")
     image = signal["original_metadata"]["ImageList"]["TagGroup0"]
-    voltage = _tag(image, "ImageTags", "Microscope Info", "Voltage")
-    if voltage:
+    voltage = _number(image, "ImageTags", "Microscope Info", "Voltage")
+    if voltage > 0:
         found["optics.energy_eV"] = Found(voltage, f"{METADATA}: Microscope Info, Voltage")
-    brightness = _tag(image, "ImageData", "Calibrations", "Brightness", "Scale")
+    brightness = _number(image, "ImageData", "Calibrations", "Brightness", "Scale")
     unit = image.get("ImageData", {}).get("Calibrations", {}).get("Brightness", {}).get("Units") or ""
-    if brightness and str(unit).strip().lower() in ("e-", "e", "electrons"):
-        found["electrons_per_count"] = Found(brightness, f"{METADATA}: Brightness {brightness:g} {unit}")
+    if brightness > 0 and str(unit).strip().lower() in ("e-", "e", "electrons"):
+        origin = _number(image, "ImageData", "Calibrations", "Brightness", "Origin")
+        words = f"{METADATA}: Brightness {brightness:g} {unit}" + (f" from {origin:g} counts on" if origin else "")
+        found["electrons_per_count"] = Found(brightness, words, certain=origin == 0)
     source = "the file's array" if data.ndim == 4 else None
     return RawScan(path, "Gatan DM", Patterns(data, order), True, found, source, key, tuple(notes))
 
 
-def _tag(tags: Any, *names: str) -> float:
+def _number(tags: Any, *names: str) -> float:
+    """A number among tags within tags; 0 where there is none."""
     for name in names:
         tags = tags.get(name) if isinstance(tags, Mapping) else None
-    return float(tags) if isinstance(tags, int | float | np.number) and math.isfinite(float(tags)) and tags > 0 else 0.0
+    return float(tags) if isinstance(tags, int | float | np.number) and math.isfinite(float(tags)) else 0.0
 
 
 def _axes(signal: Mapping[str, Any]) -> list[tuple[float, str, str]]:

@@ -158,6 +158,8 @@ class LoadScan(Dock):
             return
         self.path.setText(str(path))
         self.path.setCursorPosition(len(str(path)))
+        if self.convert.job is None:
+            self.convert.hide()
         self.format.setText("Format: mepdiff scan (HDF5).")
         k = scan.optics.k_aperture_invA
         outer = min(3 * k, 0.98 * scan.k_max_invA)

@@ -124,12 +124,15 @@ def run(arguments: argparse.Namespace) -> None:
         lines[-1] += " on the detector; those that missed it are not counted, give electrons_per_pattern if you know better"
     if state.zeroed:
         lines.append(f"  {state.zeroed} pixels were negative or not a number and are 0 now")
+    notes = state.scan.info["converted"].get("notes", [])
+    lines += [f"  note: {note}" for note in notes]
     result = {
         "file": str(arguments.out),
         "shape": [rows, columns, n, n],
         "calibration": {name: {"value": f.value, "source": f.source} for name, f in state.settled.values.items()},
         "electrons_per_pattern": state.scan.electrons_per_pattern,
         "pixels_set_to_zero": state.zeroed,
+        "notes": notes,
         "seconds": state.seconds,
     }
     emit(arguments, result, "\n".join(lines))
