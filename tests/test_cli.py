@@ -91,6 +91,8 @@ def test_every_command_explains_itself(capsys: Capture, monkeypatch: pytest.Monk
         "info",
         "demo",
         "simulate",
+        "inspect",
+        "convert",
         "prepare",
         "fit-probe",
         "fit-thickness",

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import math
 import platform
 import time
@@ -24,7 +25,7 @@ from mepdiff_core.arrays import load_arrays, save_arrays
 from mepdiff_core.cif_cells import read_cell, write_cif
 from mepdiff_core.config import check, dump_yaml, read_yaml, to_dict
 from mepdiff_core.defects import defect_from
-from mepdiff_core.errors import Diverged, InputError
+from mepdiff_core.errors import Diverged, InputError, reading
 from mepdiff_core.files import atomic_path, make_folder, write_text
 from mepdiff_core.settings import CrystalConfig, SamplerConfig
 from mepdiff_core.states import CrystalState, Refined, SampleState, State
@@ -98,10 +99,13 @@ class RunFolder:
         checkpoint = folder.load_checkpoint()
         history = path / "history.csv"
         if history.exists() and (finished or checkpoint is not None):
-            with history.open(newline="", encoding="utf-8") as file:
-                folder.history = list(csv.DictReader(file))
-            if checkpoint is not None and not finished:
-                folder.history = [row for row in folder.history if int(row["step"]) <= int(checkpoint["step"])]
+            try:
+                with history.open(newline="", encoding="utf-8") as file:
+                    folder.history = list(csv.DictReader(file))
+                if checkpoint is not None and not finished:
+                    folder.history = [row for row in folder.history if int(row["step"]) <= int(checkpoint["step"])]
+            except (csv.Error, KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{history} is damaged ({error}); remove {path} and start again") from None
         check(not finished or len(folder.history) > 0, f"{history} is missing or empty; remove {path} and start again")
         return folder
 
@@ -444,10 +448,10 @@ def read_volume(path: str | Path) -> npt.NDArray[np.float32]:
     import tifffile
 
     check(Path(path).exists(), f"{path}: no such file")
-    try:
-        volume = tifffile.imread(path)
-    except (OSError, ValueError, tifffile.TiffFileError) as error:
-        raise InputError(f"{path} cannot be read as a TIFF volume ({' '.join(str(error).split())})") from None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say of damaged files is said by us
+    with reading(path, "a TIFF volume"), tifffile.TiffFile(path) as file:
+        check(len(file.pages) > 0, f"{path} has no pages")  # counted first: a damaged chain would be walked for ever
+        volume = file.asarray()
     volume = volume[None] if volume.ndim == 2 else volume  # TIFF does not tell one slice from an image
     check(volume.ndim == 3, f"{path} has shape {volume.shape}; expected (z, y, x)")
     return np.asarray(volume, np.float32)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,10 @@ from mepdiff_core.config import check, from_dict, to_dict
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import atomic_path
 from mepdiff_core.optics import Optics, make_probe
+
+if TYPE_CHECKING:
+    from mepdiff_core.calibration import Calibration
+    from mepdiff_core.raw_scan import ScanOptions
 
 FORMAT = "mepdiff-scan"
 FORMAT_VERSION = 1
@@ -191,21 +195,8 @@ def save_scan(scan: Scan, path: str | Path) -> None:
     # in memory first: where the disk is full, HDF5 brings the whole process down
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["optics"] = json.dumps(to_dict(scan.optics))
-        file.attrs["k_step_invA"] = scan.k_step_invA
-        file.attrs["electrons_per_pattern"] = scan.electrons_per_pattern
-        if scan.thickness_A is not None:
-            file.attrs["thickness_A"] = scan.thickness_A
-        file.attrs["info"] = json.dumps(dict(scan.info))
-        chunks = (1, 1, scan.n_pixels, scan.n_pixels)
-        counts = file.create_dataset(
-            "counts", data=scan.counts, chunks=chunks, compression="gzip", compression_opts=2, shuffle=True
-        )
-        counts.attrs["axes"] = "scan_y, scan_x, ky, kx"
-        counts.attrs["unit"] = "electrons"
-        file.create_dataset("positions_A", data=scan.positions_A).attrs["axes"] = "y, x"
+        make_counts(file, scan.counts.shape, scan.counts.dtype)[...] = scan.counts
+        write_about(file, scan)
         if scan.probe is not None:
             file.create_dataset("probe", data=scan.probe)
         if scan.truth is not None:
@@ -216,6 +207,29 @@ def save_scan(scan: Scan, path: str | Path) -> None:
             phase.attrs["origin_A"] = scan.truth.origin_A
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def make_counts(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """The data set of counts of a scan file, to be filled; chunks of one pattern."""
+    counts = file.create_dataset(
+        "counts", shape, dtype, chunks=(1, 1, *shape[2:]), compression="gzip", compression_opts=2, shuffle=True
+    )
+    counts.attrs["axes"] = "scan_y, scan_x, ky, kx"
+    counts.attrs["unit"] = "electrons"
+    return counts
+
+
+def write_about(file: Any, scan: Scan) -> None:
+    """What a scan file says beside the counts."""
+    file.attrs["format"] = FORMAT
+    file.attrs["format_version"] = FORMAT_VERSION
+    file.attrs["optics"] = json.dumps(to_dict(scan.optics))
+    file.attrs["k_step_invA"] = scan.k_step_invA
+    file.attrs["electrons_per_pattern"] = scan.electrons_per_pattern
+    if scan.thickness_A is not None:
+        file.attrs["thickness_A"] = scan.thickness_A
+    file.attrs["info"] = json.dumps(dict(scan.info))
+    file.create_dataset("positions_A", data=scan.positions_A).attrs["axes"] = "y, x"
 
 
 def is_scan(path: str | Path) -> bool:
@@ -229,8 +243,33 @@ def is_scan(path: str | Path) -> bool:
         return False
 
 
-def load_scan(path: str | Path) -> Scan:
-    """Read a scan.
+def load_scan(
+    path: str | Path, calibration: Calibration | Mapping[str, Any] | None = None, options: ScanOptions | None = None
+) -> Scan:
+    """Read a scan, from our own file or from one of the formats of docs/formats.md.
+
+    Args:
+        path: the file.
+        calibration: what to use instead of, or beside, what the file says: ``{"optics": {"energy_eV": 300e3}, ...}``.
+        options: of other formats: scan shape, key, pattern size.
+
+    Raises:
+        InputError: missing, empty, truncated or of no known kind; its contents do not fit together; or another format's file
+            that does not say all of how it was taken (the message names every missing value).
+    """
+    from mepdiff_core.calibration import calibrate
+    from mepdiff_core.convert import load_foreign
+    from mepdiff_core.readers import is_foreign
+
+    if is_foreign(path):
+        return load_foreign(path, calibration, options)
+    check(options is None or options == type(options)(), f"{path} is no file of another format: it takes no key or shape")
+    scan = _load_own(path)
+    return scan if calibration is None else calibrate(scan, calibration)
+
+
+def _load_own(path: str | Path) -> Scan:
+    """Read a scan file of ours.
 
     Raises:
         InputError: missing, empty, truncated or of another kind; or its contents do not fit together.

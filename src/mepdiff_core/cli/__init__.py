@@ -11,12 +11,14 @@ from collections.abc import Sequence
 
 from mepdiff_core import __version__
 from mepdiff_core.cli import (
+    convert,
     dataset,
     demo,
     evaluate,
     fit_probe,
     fit_thickness,
     info,
+    inspect,
     prepare,
     prior,
     reconstruct,
@@ -27,7 +29,10 @@ from mepdiff_core.cli import (
 from mepdiff_core.cli.common import Parser, Stopped, say
 from mepdiff_core.errors import explain
 
-COMMANDS = (info, demo, simulate, prepare, fit_probe, fit_thickness, reconstruct, evaluate, dataset, train, sample, prior)
+COMMANDS = (
+    *(info, demo, simulate, inspect, convert, prepare, fit_probe, fit_thickness, reconstruct, evaluate),
+    *(dataset, train, sample, prior),
+)
 
 
 def make_parser() -> argparse.ArgumentParser:

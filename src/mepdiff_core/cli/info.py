@@ -19,9 +19,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--settings",
         metavar="NAME",
-        help="explain every setting of a method (adam, lbfgs, adam-best, crystal), of simulate, prepare, fit-probe,"
-        " fit-thickness,"
-        " calibration, dataset, train or sample",
+        help="explain every setting of a method (adam, lbfgs, adam-best, crystal), of simulate, convert, prepare, fit-probe,"
+        " fit-thickness, calibration, dataset, train or sample",
     )
     add_json(parser)
     parser.set_defaults(run=run)
@@ -30,6 +29,7 @@ def add_parser(commands: Any) -> None:
 def show_settings(arguments: argparse.Namespace) -> None:
     from mepdiff_core.calibration import Calibration
     from mepdiff_core.dataset import BuildConfig
+    from mepdiff_core.file_calibration import FileCalibration
     from mepdiff_core.prepare_config import PrepareConfig
     from mepdiff_core.reconstruction import METHODS
     from mepdiff_core.sample import SampleConfig
@@ -45,6 +45,7 @@ def show_settings(arguments: argparse.Namespace) -> None:
         "fit-probe": ProbeFitConfig(),
         "fit-thickness": ThicknessConfig(),
         "calibration": Calibration(),
+        "convert": FileCalibration(),
         "dataset": BuildConfig("prototypes"),
         "train": TrainConfig(),
         "sample": SampleConfig(),
