@@ -23,6 +23,8 @@ V = TypeVar("V", bound=np.generic)
 
 CPU_CHUNK = 16
 """Patterns at once on a CPU: their waves stay in its cache."""
+HELD_BYTES = 1 << 31
+"""Patterns of fewer bytes, as float32, are held on the device."""
 DEVICE_CHUNK_BYTES = 2e9
 """Memory that the waves of the patterns at once may take on any other device."""
 
@@ -108,11 +110,11 @@ class ForwardModel:
         self.pixel_size_A = pixel
         self.set_tilt(config.tilt_mrad)
         self.device, self.real_dtype = self.multislice.device, self.multislice.real_dtype
-        # fractions of the beam, zero frequency at the corner, as the FFT leaves them
-        patterns = np.fft.ifftshift(scan.patterns(), axes=(-2, -1)).astype(np.float32)
-        patterns /= np.float32(scan.electrons_per_pattern)
-        self.patterns = torch.as_tensor(patterns).to(self.device, self.real_dtype)
-        self.pattern_pixels = n * n
+        # where they are few, on the device; else each mini-batch is read when its turn comes
+        self.n_patterns, self.pattern_pixels = scan.n_patterns, n * n
+        self._scan = scan
+        held = 4 * scan.n_patterns * n * n < HELD_BYTES
+        self.patterns: Tensor | None = self._read(np.arange(scan.n_patterns)) if held else None
         self._scales: dict[Likelihood, npt.NDArray[np.float64]] = {}
         self.chunk = CPU_CHUNK
         if self.device.type != "cpu":
@@ -169,6 +171,7 @@ class ForwardModel:
             transmission = self._transmission(volume)
             for part in self._chunks(indices):
                 data = self._data(part)
+                self._note_scale(likelihood, part, data)
                 spectrum, _ = self.multislice.exit_spectrum(transmission, part)
                 total += sum64(likelihood.terms(self.multislice.intensity(spectrum), data)[0])
         return likelihood.finish(total, self._data_scale(likelihood, indices), len(indices) * self.pattern_pixels)[0]
@@ -206,6 +209,7 @@ class ForwardModel:
             totals = torch.zeros(len(batch), dtype=torch.float64)
             for part in self._chunks(indices):
                 data = self._data(part)
+                self._note_scale(likelihood, part, data)
                 spectrum, waves = self.multislice.exit_spectrum(transmission, part, keep=True)
                 terms, dloss = likelihood.terms(self.multislice.intensity(spectrum), data)
                 totals += torch.tensor([sum64(t) for t in terms], dtype=torch.float64)
@@ -231,12 +235,24 @@ class ForwardModel:
 
     def _data(self, indices: npt.NDArray[np.integer]) -> Tensor:
         """(positions, ky, kx) measured fractions of the beam, zero frequency at the corner."""
+        if self.patterns is None:
+            return self._read(indices)
         return self.patterns[torch.as_tensor(indices, device=self.device)]
 
+    def _read(self, indices: npt.NDArray[np.integer]) -> Tensor:
+        patterns = np.fft.ifftshift(self._scan.patterns_at(indices), axes=(-2, -1)).astype(np.float32)
+        patterns /= np.float32(self._scan.electrons_per_pattern)
+        return torch.as_tensor(patterns).to(self.device, self.real_dtype)
+
     def _data_scale(self, likelihood: Likelihood, indices: npt.NDArray[np.integer]) -> float:
-        if likelihood not in self._scales:
-            self._scales[likelihood] = np.array([likelihood.data_scale(pattern) for pattern in self.patterns])
         return float(self._scales[likelihood][indices].sum())
+
+    def _note_scale(self, likelihood: Likelihood, indices: npt.NDArray[np.integer], data: Tensor) -> None:
+        """Keep what these patterns add to the scale of the loss: for patterns in a file, while they are at hand."""
+        scales = self._scales.setdefault(likelihood, np.full(self.n_patterns, np.nan))
+        for index, pattern in zip(indices.tolist(), data, strict=True):
+            if np.isnan(scales[index]):
+                scales[index] = likelihood.data_scale(pattern)
 
     def _transmission(self, volume: Tensor) -> Tensor:
         fine = upsample(self._batch(volume), self.config.sampling)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from mepdiff_core.bright_disk import disk_centres, disk_places, find_disk, wande
 from mepdiff_core.calibration import calibrate, calibration_of
 from mepdiff_core.config import check, to_dict
 from mepdiff_core.detector_faults import fill_pixels, find_background, find_bad_pixels, find_gain
+from mepdiff_core.lazy_counts import LAZY_FROM_BYTES, MadeCounts, is_lazy
 from mepdiff_core.patterns import bin_pixels, cut_or_pad, mirror, shift
 from mepdiff_core.prepare_config import PrepareConfig
 from mepdiff_core.prepare_record import Found, in_words
@@ -83,7 +85,14 @@ def _crop_scan(scan: Scan, config: PrepareConfig) -> Scan:
         f"scan_crop is {list(config.scan_crop)}; the scan has {rows} x {columns} positions",
     )
     positions = scan.positions_A.reshape(rows, columns, 2)[first_row:last_row, first:last].reshape(-1, 2)
-    return replace(scan, counts=scan.counts[first_row:last_row, first:last], positions_A=positions)
+    counts: Any
+    if is_lazy(scan.counts):
+        shape = (last_row - first_row, last - first, *scan.counts.shape[2:])
+        counts = MadeCounts(shape, scan.counts.dtype, lambda row: scan.counts[first_row + row, first:last])
+        counts = np.asarray(counts) if counts.nbytes < LAZY_FROM_BYTES else counts
+    else:
+        counts = scan.counts[first_row:last_row, first:last]
+    return replace(scan, counts=counts, positions_A=positions)
 
 
 class _Preparation:
@@ -106,6 +115,8 @@ class _Preparation:
         self._images: list[npt.NDArray[np.float64]] = []
         self._places: tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None = None
         self._finished: list[Patterns] = []
+        self._large = is_lazy(scan.counts)
+        self._electrons = 0.0
         self._window = 0
 
     def passes(self) -> list[tuple[str, Callable[[int], None]]]:
@@ -261,17 +272,27 @@ class _Preparation:
             self.config.rotation == "mirror",
         )
 
-    def _apply(self, row: int) -> None:
+    def _make_row(self, row: int) -> Patterns:
         patterns = self._place(row)
         if self.found.rotation is not None and self.found.rotation.mirrored:
             patterns = patterns.swapaxes(-2, -1)
-        self._finished.append(np.ascontiguousarray(patterns))
+        return patterns
+
+    def _apply(self, row: int) -> None:
+        patterns = self._make_row(row)
+        self._electrons += float(patterns.sum(dtype=np.float64))
+        if self._large:
+            self._finished[:] = [patterns[:1]]  # its shape is enough: rows are made again when they are asked for
+        else:
+            self._finished.append(np.ascontiguousarray(patterns))
 
     def finish(self) -> Scan:
         """The prepared scan; ``found`` is complete then."""
         config, scan = self.config, self.scan
-        counts = np.stack(self._finished)
-        self.found.mean_electrons = float(np.mean([row.sum(dtype=np.float64) / len(row) for row in counts]))
+        one = self._finished[0]
+        shape = (*scan.shape, *one.shape[1:])
+        counts: Any = MadeCounts(shape, one.dtype, self._make_row) if self._large else np.stack(self._finished)
+        self.found.mean_electrons = self._electrons / scan.n_patterns
         beam = self.found.mean_electrons if config.beam == "sum" else scan.electrons_per_pattern
         k_step = self._k_step * config.bin
         same = self._window == scan.n_pixels and k_step == scan.k_step_invA and self._optics == scan.optics

@@ -89,7 +89,7 @@ def fit_probe(
         losses = []
         for index, (model, volume, optimizer) in enumerate(zip(models, volumes, optimizers, strict=True)):
             rng = np.random.default_rng([config.seed, 3, index, step])
-            for batch in make_batches(np.arange(len(model.patterns)), config.batch_size, rng):
+            for batch in make_batches(np.arange(model.n_patterns), config.batch_size, rng):
                 model.multislice.set_probe(shared.probe())
                 loss, gradient, by_probe = model.loss_and_gradient(volume.detach(), batch, likelihood, want_probe=True)
                 if not math.isfinite(float(loss)):

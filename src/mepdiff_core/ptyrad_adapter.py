@@ -57,6 +57,11 @@ class PtyRADEngine:
             model.config.window == 1 and model.config.sampling == 1,
             "PtyRAD models the detector's own window and pixel; use engine fast for model window or sampling above 1",
         )
+        check(
+            model.patterns is not None,
+            f"PtyRAD holds all {model.n_patterns} patterns in memory, and these are too large; use engine=fast",
+        )
+        assert model.patterns is not None
         waves = model.multislice
         device = str(waves.device)
         patterns = torch.fft.fftshift(model.patterns, dim=(-2, -1)).cpu().numpy()

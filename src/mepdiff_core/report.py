@@ -22,6 +22,9 @@ from mepdiff_core.scan import Scan
 from mepdiff_core.settings import ModelConfig
 from mepdiff_core.states import Refined
 
+JUDGED_AT_ONCE = 1 << 25
+"""Pixels of patterns that are judged together."""
+
 
 def judge(
     scan: Scan,
@@ -51,10 +54,16 @@ def judge(
     result: dict[str, Any] = {}
     for r_name, deviance_name, indices in (("r_factor", "deviance", fit), ("r_heldout", "deviance_heldout", held)):
         result[r_name] = result[deviance_name] = None
-        if len(indices):
-            predicted, measured = judge.predict(tensor, indices).cpu().numpy(), scan.patterns_at(indices).astype(np.float64)
-            result[r_name] = r_factor(predicted * electrons, measured)
-            result[deviance_name] = poisson_deviance(predicted * electrons, measured, background * electrons)
+        parts = np.array_split(indices, -(-len(indices) * scan.n_pixels**2 // JUDGED_AT_ONCE)) if len(indices) else []
+        values, weights = [], []
+        for part in parts:
+            predicted = judge.predict(tensor, part).cpu().numpy() * electrons
+            measured = scan.patterns_at(part).astype(np.float64)
+            values.append((r_factor(predicted, measured), poisson_deviance(predicted, measured, background * electrons)))
+            weights.append((max(float(np.sqrt(measured).sum()), 1e-300), len(part)))
+        if parts:
+            r, deviance = np.average(values, axis=0, weights=weights)
+            result[r_name], result[deviance_name] = float(r), float(deviance)
     if has_truth(scan, volume, slice_thickness_A):
         assert scan.truth is not None
         result |= volume_metrics(volume, scan.truth.phase)
