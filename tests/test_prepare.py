@@ -24,7 +24,7 @@ from mepdiff_core.likelihood import Poisson
 from mepdiff_core.optics import Optics
 from mepdiff_core.patterns import bin_pixels, cut_or_pad, mirror, shift
 from mepdiff_core.preparation import PrepareConfig, prepare, prepare_steps, words_of
-from mepdiff_core.scan import Scan, load_scan, save_scan
+from mepdiff_core.scan import Scan, Truth, load_scan, save_scan
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
 
 CLEAN = SimulationConfig(
@@ -137,7 +137,7 @@ def test_the_gain_of_pure_counting_noise_is_one() -> None:
     expected = 200 * np.clip((20.4 - r) / 3 + 0.5, 0, 1) * (1 + 0.3 * np.cos(y / 4))
     patterns = rng.poisson(expected, (60, 64, 64))
     for worth in (0.2, 1.0, 7.0):
-        assert find_gain(patterns / worth, find_disk(expected)) == pytest.approx(worth, rel=0.02)
+        assert find_gain(patterns / worth, find_disk(expected)) == pytest.approx(worth, rel=0.03)
 
 
 def test_a_noise_floor_empties_faint_pixels(clean: Scan) -> None:
@@ -169,7 +169,7 @@ def test_no_disk_is_said(pattern: np.ndarray) -> None:
 
 def test_a_shift_of_all_patterns_is_undone(clean: Scan) -> None:
     moved = changed(clean, shift(clean.counts, (3, -2)))
-    ready = prepare(moved, PrepareConfig(centre="mean", whole_pixels=True))
+    ready = prepare(moved, PrepareConfig(centre="mean", subpixel="leave"))
     inner = (..., slice(4, 44), slice(4, 44))
     assert np.array_equal(ready.counts[inner], clean.counts[inner])
     assert ready.info["prepared"][-1]["found"]["mean_shift_px"] == pytest.approx([-3, 2], abs=0.05)
@@ -177,11 +177,38 @@ def test_a_shift_of_all_patterns_is_undone(clean: Scan) -> None:
 
 def test_a_fraction_of_a_pixel_is_found_and_undone(clean: Scan) -> None:
     moved = changed(clean, shift(clean.counts, (1.4, -0.6)))
-    ready = prepare(moved, PrepareConfig(centre="mean"))
+    ready = prepare(moved, PrepareConfig(centre="mean", subpixel="interpolate"))
     assert ready.info["prepared"][-1]["found"]["mean_shift_px"] == pytest.approx([-1.4, 0.6], abs=0.06)
     assert find_disk(ready.counts.mean((0, 1))).centre == pytest.approx((24, 24), abs=0.06)
     # interpolated twice here, the moving included
     assert misfit(ready) - misfit(clean) < 0.4 * (misfit(moved) - misfit(clean))
+
+
+def test_what_whole_pixels_leave_goes_into_the_probe(perovskite: Crystal) -> None:
+    """Patterns half a pixel off, as a detector sees them: the truth explains them as well as the centred ones, to 1 %."""
+    config = replace(CLEAN, scan_shape=(8, 8), detector_pixels=96, dose_e_per_A2=None)
+    fine = simulate_scan(perovskite, config)
+    rng, scans = np.random.default_rng(5), []
+    for moved in ((0, 0), (1, -1)):
+        coarse = 4 * np.roll(fine.counts, moved, (2, 3))[..., ::2, ::2]
+        coarse = np.roll(coarse, (2, 1), (2, 3)) if moved != (0, 0) else coarse
+        counts, truth = rng.poisson(coarse * 2.5e5), fine.truth
+        assert truth is not None
+        scan = replace(fine, counts=counts, k_step_invA=2 * fine.k_step_invA, electrons_per_pattern=2.5e5, truth=None)
+        inner = Truth(
+            truth.phase[:, 24:-24, 24:-24], truth.voxel_size_A, (0.8, *(o + 24 * 0.3125 for o in truth.origin_A[1:]))
+        )
+        scans.append(replace(scan, truth=inner))
+    centred, off = scans
+    ready = prepare(off, PrepareConfig(centre="mean"))
+    found = ready.info["prepared"][-1]["found"]
+    assert found["mean_shift_px"] == pytest.approx([-2.5, -0.5], abs=0.06)
+    assert np.abs(found["rest_px"]) == pytest.approx([0.5, 0.5], abs=0.06)
+    assert ready.probe is not None
+    excess = misfit(ready) / misfit(centred) - 1
+    left = misfit(prepare(off, PrepareConfig(centre="mean", subpixel="leave"))) / misfit(centred) - 1
+    assert excess < 0.01 < left
+    assert ready.counts.dtype.kind in "iu"
 
 
 def test_the_beams_wander_is_undone(clean: Scan) -> None:
@@ -192,7 +219,9 @@ def test_the_beams_wander_is_undone(clean: Scan) -> None:
     drift[..., 1] = -0.13 * np.arange(rows)[:, None] + 0.17 * np.arange(columns)
     drift -= drift.mean((0, 1))
     patterns = np.stack([shift(p, tuple(d)) for p, d in zip(clean.patterns(), drift.reshape(-1, 2), strict=True)])
-    ready = prepare(changed(clean, patterns.reshape(clean.counts.shape)), PrepareConfig(centre="plane"))
+    ready = prepare(
+        changed(clean, patterns.reshape(clean.counts.shape)), PrepareConfig(centre="plane", subpixel="interpolate")
+    )
     found = ready.info["prepared"][-1]["found"]
     assert found["wander_px"] == pytest.approx(np.ptp(drift, axis=(0, 1)), abs=0.25)
     each = np.array([find_disk(row.mean(0)).centre for row in ready.counts])
@@ -200,7 +229,7 @@ def test_the_beams_wander_is_undone(clean: Scan) -> None:
 
     jumps = np.random.default_rng(2).integers(-3, 4, (rows, 2))
     jumped = np.stack([shift(row, (int(j[0]), int(j[1]))) for row, j in zip(clean.counts, jumps, strict=True)])
-    ready = prepare(changed(clean, jumped), PrepareConfig(centre="rows", whole_pixels=True))
+    ready = prepare(changed(clean, jumped), PrepareConfig(centre="rows", subpixel="leave"))
     inner = (..., slice(6, 42), slice(6, 42))
     assert np.array_equal(ready.counts[inner], clean.counts[inner])
 
@@ -273,12 +302,12 @@ def test_the_disk_calibrates_pixel_or_semiangle(clean: Scan) -> None:
 
 
 def test_binning_keeps_counts_and_centre(clean: Scan) -> None:
-    binned = prepare(clean, PrepareConfig(bin=2, whole_pixels=True))
+    binned = prepare(clean, PrepareConfig(bin=2, subpixel="leave"))
     assert binned.counts.shape == (16, 15, 24, 24)
     assert binned.counts.sum() == clean.counts.sum()
     assert binned.k_step_invA == 2 * clean.k_step_invA
     assert binned.truth is not None
-    smooth = prepare(clean, PrepareConfig(bin=2))
+    smooth = prepare(clean, PrepareConfig(bin=2, subpixel="interpolate"))
     assert find_disk(smooth.counts.mean((0, 1))).centre == pytest.approx((12, 12), abs=0.05)
     assert smooth.counts.sum(dtype=float) == pytest.approx(clean.counts.sum(), rel=0.02)
     assert bin_pixels(np.full((1, 4, 6), 255, np.uint8), 2).tolist() == [[[1020] * 3] * 2]
@@ -334,7 +363,7 @@ def test_all_at_once_is_undone_in_the_fixed_order(clean: Scan) -> None:
         transpose=True,
         calibrate="k_step",
         centre="mean",
-        whole_pixels=True,
+        subpixel="leave",
         rotation="mirror",
         beam="sum",
     )
@@ -411,7 +440,7 @@ def test_progress_goes_up_to_its_total(clean: Scan) -> None:
 def test_the_command_writes_scan_picture_and_record(clean: Scan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "scan.h5", tmp_path / "ready.h5"
     save_scan(untold(clean), source)
-    arguments = ["--set", "rotation=find", "--set", "centre=mean", "--set", "whole_pixels=true"]
+    arguments = ["--set", "rotation=find", "--set", "centre=mean", "--set", "subpixel=leave"]
     assert main(["prepare", str(source), str(out), *arguments]) == 0
     said = capsys.readouterr().out
     assert "scan rotation 2" in said

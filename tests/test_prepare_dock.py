@@ -51,7 +51,7 @@ def test_a_scan_is_prepared_and_undone(docks: Any, qtbot: Any, small_scan: Scan,
     raw, layers = session.scan_in_file, len(viewer.layers)
     session.set_calibration(replace(session.calibration, thickness_A=7.0), 3)
     prepare.form.fields["centre"].set_value("mean")
-    prepare.form.fields["whole_pixels"].set_value(True)
+    prepare.form.fields["subpixel"].set_value("leave")
     prepare.form.fields["rotation"].set_value("find")
     picture = optics.aperture.image.image.copy()
     qtbot.mouseClick(prepare.apply, Qt.MouseButton.LeftButton)

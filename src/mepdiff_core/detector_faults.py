@@ -10,6 +10,8 @@ from mepdiff_core.config import check
 
 Image = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
+QUIET = 0.2
+"""Part of the frequencies along each side that the power of the noise is averaged over."""
 MOST_BAD = 0.02
 """More bad pixels than this part of all are no faults of a detector but the patterns' own spots."""
 
@@ -95,28 +97,31 @@ def find_gain(patterns: npt.NDArray[np.generic], disk: Disk) -> float:
     """Electrons per count, from the counting noise inside the bright disk.
 
     Electrons come one by one: counts of g each electron have a variance of g times their mean. A pattern is smooth on the
-    scale of its pixels (the illuminated area is smaller than the window), so that in its Fourier transform the outermost
-    corners hold this white noise alone. Detectors that spread an electron over several pixels seem to have less noise, and
-    readout noise adds some.
+    scale of its pixels, so that somewhere in its Fourier transform this white noise is all there is: where the mean power of
+    all patterns is least. Detectors that spread an electron over several pixels seem to have less noise, and readout noise
+    adds some.
 
     Args:
         patterns: (n, ky, kx) counts without background.
         disk: the bright disk.
 
     Raises:
-        InputError: a disk too small to see noise in.
+        InputError: a disk too small to see noise in, or a single pattern.
     """
+    check(len(patterns) >= 2, "a single pattern does not tell the gain")
     check(disk.radius >= 6, f"the bright disk's radius is {disk.radius:.1f} px; finding the gain needs 6 at least")
+    from scipy.ndimage import uniform_filter
+
     y, x = np.indices(patterns.shape[1:])
     distance = np.hypot(y - disk.centre[0], x - disk.centre[1]) / (0.9 * disk.radius)
     taper = np.where(distance < 1, np.cos(np.pi / 2 * np.minimum(distance, 1)) ** 2, 0.0)
-    height, width = patterns.shape[1:]
-    # frequencies near the largest along both axes: neither slow variation nor the cross of a cut edge reaches there
-    fast_y, fast_x = (np.abs(np.fft.fftfreq(n)) > 0.4 for n in (height, width))
-    power = signal = 0.0
-    for pattern in patterns.astype(np.float64):
-        transform = np.fft.fft2(pattern * taper)[np.ix_(fast_y, fast_x)]
-        power += float(np.mean(np.abs(transform) ** 2))
-        signal += float(np.sum(pattern * taper**2))
+    box = [max(3, round(QUIET * size)) for size in patterns.shape[1:]]
+    powers, signal = [np.zeros(patterns.shape[1:]), np.zeros(patterns.shape[1:])], 0.0
+    for number, pattern in enumerate(patterns.astype(np.float64)):
+        powers[number % 2] += np.abs(np.fft.fft2(pattern * taper)) ** 2
+        signal += float(np.sum(pattern * taper**2)) * (number % 2)
+    # chosen by one half of the patterns, measured on the other: the least of many is less than what it is
+    choice, measured = (uniform_filter(each, box, mode="wrap") for each in powers)
+    power = float(measured.ravel()[int(np.argmin(choice))])
     check(signal > 0 and power > 0, "the bright disk is empty; its gain cannot be found")
     return signal / power

@@ -154,6 +154,21 @@ def make_probe(optics: Optics, n: int, pixel_size_A: float) -> npt.NDArray[np.co
     return np.asarray(probe / np.sqrt(np.sum(np.abs(probe) ** 2)))
 
 
+def off_axis_probe(
+    optics: Optics, n: int, pixel_size_A: float, offset_px: tuple[float, float]
+) -> npt.NDArray[np.complex128]:
+    """As ``make_probe``, of an aperture that lies off the middle of the detector by (y, x) of its pixels.
+
+    Aberrations stay centred on the aperture.
+    """
+    step = 1 / (n * pixel_size_A)
+    ky, kx = frequencies(n, pixel_size_A)
+    ky, kx = ky - offset_px[0] * step, kx - offset_px[1] * step
+    spectrum = (np.hypot(ky, kx) <= optics.k_aperture_invA) * np.exp(-1j * aberration_phase(optics, ky, kx))
+    probe = np.fft.fftshift(np.fft.ifft2(spectrum))
+    return np.asarray(probe / np.sqrt(np.sum(np.abs(probe) ** 2)))
+
+
 LEAST_COHERENCE = 0.9
 """Fewer modes than hold this part of the probe explain patterns worse than a point source does."""
 SOURCE_NODES = 7

@@ -19,6 +19,7 @@ from mepdiff_core.calibration import calibrate, calibration_of
 from mepdiff_core.config import check, to_dict
 from mepdiff_core.detector_faults import fill_pixels, find_background, find_bad_pixels, find_gain
 from mepdiff_core.lazy_counts import LAZY_FROM_BYTES, MadeCounts, is_lazy
+from mepdiff_core.optics import off_axis_probe
 from mepdiff_core.patterns import bin_pixels, cut_or_pad, mirror, shift
 from mepdiff_core.prepare_config import PrepareConfig
 from mepdiff_core.prepare_record import Found, in_words
@@ -26,7 +27,7 @@ from mepdiff_core.scan import Scan, Truth
 from mepdiff_core.scan_rotation import find_rotation
 
 Patterns = npt.NDArray[np.generic]
-GAIN_PATTERNS = 128
+GAIN_PATTERNS = 256
 """Patterns from all over the scan that the gain is found from."""
 SMALLEST_SHIFT = 0.02
 """Pixels; smaller shifts than this are left alone."""
@@ -220,7 +221,8 @@ class _Preparation:
                 f"detector_crop {list(config.detector_crop)} moves zero frequency from the middle; set centre too",
             )
         moves = self.found.shifts[row] + (config.bin - 1) / 2  # binned pixels have their centres elsewhere
-        moves = np.round(moves) if config.whole_pixels else np.where(np.abs(moves) < SMALLEST_SHIFT, 0.0, moves)
+        whole = config.subpixel != "interpolate"
+        moves = np.round(moves) if whole else np.where(np.abs(moves) < SMALLEST_SHIFT, 0.0, moves)
         if np.ptp(moves, axis=0).max() < 1e-9:
             patterns = shift(patterns, (moves[0, 0], moves[0, 1]))
         else:
@@ -306,9 +308,29 @@ class _Preparation:
             probe=scan.probe if same and not mirrored else None,
             truth=None,
         )
+        if config.subpixel == "probe":
+            prepared = self._with_aperture_off(prepared)
         if self.found.rotation is not None:
             prepared = calibrate(prepared, {"scan_rotation_deg": self.found.rotation.rotation_deg})
         return replace(prepared, truth=cut_truth(scan, prepared))
+
+    def _with_aperture_off(self, prepared: Scan) -> Scan:
+        """The probe takes up what whole pixels have left of the disk's mean shift; a beam that is tilted by so much."""
+        config = self.config
+        moves = self.found.shifts + (config.bin - 1) / 2
+        rest = np.mean(np.round(moves) - moves, axis=(0, 1)) / config.bin
+        if self.found.rotation is not None and self.found.rotation.mirrored:
+            rest = rest[::-1]
+        if np.abs(rest).max() < SMALLEST_SHIFT:
+            return prepared
+        self.found.rest = (float(rest[0]), float(rest[1]))
+        n = prepared.n_pixels
+        place = (np.arange(n) - n // 2) / n
+        ramp = np.exp(2j * np.pi * (rest[0] * place[:, None] + rest[1] * place[None, :]))
+        # the aperture is cut anew at the pixels where it now lies: no ramp can move a hard edge between pixels
+        probe = off_axis_probe(prepared.optics, n, prepared.pixel_size_A, self.found.rest)
+        own = prepared.probe
+        return replace(prepared, probe=(probe[None] if own is None else own * ramp).astype(np.complex64))
 
 
 def cut_truth(before: Scan, after: Scan) -> Truth | None:

@@ -26,7 +26,8 @@ class PrepareConfig:
             semiangle: it gives the semi-angle, for the pixel that is known; keep: neither.
         centre: mean: the bright disk of the mean pattern to the middle; rows: that of each scan row; plane: by a shift
             linear in scan row and column (descan); keep: no shift.
-        whole_pixels: shift by whole pixels alone, which leaves counts what they are.
+        subpixel: probe: patterns move by whole pixels, so that counts stay what they are, and what is left of the mean shift
+            goes into the scan's probe, as an aperture off the middle; interpolate: by splines; leave: nothing is done to it.
         bin: pixels along each side that become one.
         detector_pixels: size of the window, cut out or filled up with zeros; null: as it is.
         k_max_invA: the same by its largest frequency, 1/Å; null: as it is.
@@ -46,7 +47,7 @@ class PrepareConfig:
     detector_crop: tuple[int, int, int, int] | None = None
     calibrate: Literal["keep", "k_step", "semiangle"] = "keep"
     centre: Literal["keep", "mean", "rows", "plane"] = "keep"
-    whole_pixels: bool = False
+    subpixel: Literal["probe", "interpolate", "leave"] = "probe"
     bin: int = 1
     detector_pixels: int | None = None
     k_max_invA: float | None = None

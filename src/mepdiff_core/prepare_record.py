@@ -23,6 +23,7 @@ class Found:
         background: counts a pixel; gain: electrons per count; used on every pattern.
         disk: the bright disk; None where it was not looked for.
         shifts: (scan_y, scan_x, 2) as (y, x): what centres each pattern, pixels.
+        rest: (y, x) pixels by which the bright disk lies off the middle after whole pixels; None where no probe takes it up.
         rotation: of the scan; None where it was not looked for.
         mean_electrons: mean sum of the finished patterns.
     """
@@ -33,6 +34,7 @@ class Found:
     gain: float = 1.0
     disk: Disk | None = None
     shifts: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((1, 1, 2)))
+    rest: tuple[float, float] | None = None
     rotation: Rotation | None = None
     mean_electrons: float = 0.0
 
@@ -46,6 +48,8 @@ class Found:
             values |= {"disk_centre_px": list(self.disk.centre), "disk_radius_px": self.disk.radius}
         mean, wander = self.shifts.mean((0, 1)), np.ptp(self.shifts, axis=(0, 1))
         values |= {"mean_shift_px": mean.tolist(), "wander_px": wander.tolist()}
+        if self.rest is not None:
+            values |= {"rest_px": list(self.rest)}
         if self.rotation is not None:
             values |= {"scan_rotation_deg": self.rotation.rotation_deg, "mirrored": self.rotation.mirrored}
         values |= {"k_step_invA": after.k_step_invA, "semiangle_mrad": after.optics.semiangle_mrad}
@@ -75,10 +79,15 @@ def in_words(config: PrepareConfig, found: Found, before: Scan, after: Scan) -> 
     lines += _calibration_words(config, found, before, after)
     if config.centre != "keep":
         mean, wander = found.shifts.mean((0, 1)), np.ptp(found.shifts, axis=(0, 1))
+        by = "" if config.subpixel == "interpolate" else "whole pixels nearest to "
         lines.append(
-            f"centred by {'whole pixels nearest to ' if config.whole_pixels else ''}{mean[0]:+.2f}, {mean[1]:+.2f} px (y, x)"
-            f"; over the scan the beam wandered by {wander[0]:.2f}, {wander[1]:.2f} px"
+            f"centred by {by}{mean[0]:+.2f}, {mean[1]:+.2f} px"
+            f" (y, x); over the scan the beam wandered by {wander[0]:.2f}, {wander[1]:.2f} px"
         )
+        if found.rest is not None:
+            lines.append(
+                f"the aperture of the scan's probe lies {found.rest[0]:+.2f}, {found.rest[1]:+.2f} px off the middle"
+            )
     if config.bin > 1:
         lines.append(f"{config.bin} x {config.bin} pixels binned to one")
     if after.n_pixels != before.n_pixels or after.k_step_invA != before.k_step_invA:
