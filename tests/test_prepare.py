@@ -301,6 +301,15 @@ def test_the_disk_calibrates_pixel_or_semiangle(clean: Scan) -> None:
     assert ready.optics.semiangle_mrad == pytest.approx(clean.optics.semiangle_mrad, rel=0.01)
 
 
+def test_the_calibrated_aperture_holds_the_bright_pixels(clean: Scan) -> None:
+    wrong = replace(clean, k_step_invA=0.9 * clean.k_step_invA, truth=None)
+    ready = prepare(wrong, PrepareConfig(calibrate="k_step"))
+    k = (np.arange(48) - 24) * ready.k_step_invA
+    aperture = np.hypot(k[:, None], k[None, :]) <= ready.optics.k_aperture_invA
+    mean = clean.counts.mean((0, 1))
+    assert np.array_equal(aperture, mean > 0.5 * np.median(mean[20:28, 20:28]))
+
+
 def test_binning_keeps_counts_and_centre(clean: Scan) -> None:
     binned = prepare(clean, PrepareConfig(bin=2, subpixel="leave"))
     assert binned.counts.shape == (16, 15, 24, 24)

@@ -89,6 +89,26 @@ def find_disk(pattern: npt.NDArray[np.floating]) -> Disk:
     return Disk(centre, radius)
 
 
+def hard_radius(pattern: npt.NDArray[np.floating], disk: Disk) -> float:
+    """The radius, near that of the fit, of the hard disk that holds the bright pixels and no others, as far as one does.
+
+    A model's aperture is cut at pixels: one of another size by a hundredth has bright pixels where electrons never came.
+    """
+    y, x = np.indices(pattern.shape)
+    distance = np.hypot(y - disk.centre[0], x - disk.centre[1])
+    near = np.abs(distance - disk.radius) < 1
+    inside = pattern[distance < max(1.0, disk.radius - 1)]
+    outside = pattern[(distance > disk.radius + 1) & (distance < disk.radius + 3)]
+    level = 0.5 * (float(np.median(inside)) + float(np.median(outside))) if outside.size else 0.5 * float(np.median(inside))
+    order = np.argsort(distance[near])
+    places, bright = distance[near][order], pattern[near][order] > level
+    # wrong pixels if the disk ends before each place: dark ones inside, bright ones outside
+    wrong = np.concatenate([[0], np.cumsum(~bright)]) + np.concatenate([np.cumsum(bright[::-1])[::-1], [0]])
+    ends = np.concatenate([[places[0] - 0.02], 0.5 * (places[1:] + places[:-1]), [places[-1] + 0.02]])
+    best = ends[wrong == wrong.min()]
+    return float(best[np.argmin(np.abs(best - disk.radius))])
+
+
 def disk_centres(patterns: Sequence[npt.NDArray[np.floating]]) -> npt.NDArray[np.float64]:
     """(n, 2) as (y, x): the bright disk's centre in each of some patterns, pixels."""
     return np.array([find_disk(pattern).centre for pattern in patterns])

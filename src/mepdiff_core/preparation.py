@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mepdiff_core.bright_disk import disk_centres, disk_places, find_disk, wander_per_step
+from mepdiff_core.bright_disk import disk_centres, disk_places, find_disk, hard_radius, wander_per_step
 from mepdiff_core.calibration import calibrate, calibration_of
 from mepdiff_core.config import check, to_dict
 from mepdiff_core.detector_faults import fill_pixels, find_background, find_bad_pixels, find_gain
@@ -190,7 +190,10 @@ class _Preparation:
 
     def _disk_known(self) -> None:
         config = self.config
-        disk = find_disk(np.sum(self._row_sums, axis=0) / self.scan.n_patterns)
+        mean = np.sum(self._row_sums, axis=0) / self.scan.n_patterns
+        disk = find_disk(mean)
+        if config.calibrate != "keep":
+            disk = replace(disk, radius=hard_radius(mean, disk))
         self.found.disk = disk
         wavelength = self._optics.wavelength_A
         if config.calibrate == "k_step":

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mepdiff_core.cli.common import ProgressBar, add_json, add_settings, emit, read_settings
+from mepdiff_core.cli.common import ProgressBar, add_json, add_settings, emit, read_settings, say
 
 EPILOG = """\
 Nothing is done that is not asked for. The steps come in this order, whatever the order of the options: positions cut out,
@@ -33,25 +33,38 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("scan", metavar="SCAN", help="the scan file")
     parser.add_argument("out", metavar="OUT.h5", help="the scan file to write; OUT.png shows before and after")
     add_settings(parser, "preparation's settings")
+    parser.add_argument(
+        "--ptyrad-params", metavar="FILE.yaml", help="calibration and preparation of PtyRAD's parameter file"
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from mepdiff_core.config import check, from_dict
+    from mepdiff_core.calibration import calibrate
+    from mepdiff_core.config import check, from_dict, merge
     from mepdiff_core.files import check_writable
     from mepdiff_core.page import save_figure
     from mepdiff_core.preparation import prepare_steps, words_of
     from mepdiff_core.prepare_config import PrepareConfig
     from mepdiff_core.prepare_figure import prepare_figure
+    from mepdiff_core.ptyrad_params import read_ptyrad_params
     from mepdiff_core.scan import load_scan, save_scan
 
-    config = from_dict(PrepareConfig, read_settings(arguments), "prepare")
+    settings, params = read_settings(arguments), None
+    if arguments.ptyrad_params is not None:
+        params = read_ptyrad_params(arguments.ptyrad_params)
+        settings = merge(params.prepare, settings)
+    config = from_dict(PrepareConfig, settings, "prepare")
     out = Path(arguments.out)
     check(config != PrepareConfig(), "nothing to do; say what with --set, see mepdiff info --settings prepare")
     check(not out.exists(), f"{out} exists already; give another name")
     check_writable(out)
     scan, prepared = load_scan(arguments.scan), None
+    if params is not None:
+        scan = calibrate(scan, params.calibration_for(scan))
+        if params.left_out:
+            say(params.words())
     with ProgressBar("preparing", "row") as bar:
         for step in prepare_steps(scan, config):
             bar.show(step.done, step.total, step.what)

@@ -13,6 +13,7 @@ from mepdiff_core.cli.common import (
     add_settings,
     emit,
     read_settings,
+    say,
     stopped_run,
 )
 
@@ -62,9 +63,7 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
     )
     parser.add_argument("scan", metavar="SCAN.h5", help="the scan file")
-    parser.add_argument(
-        "--method", default="adam-best", metavar="NAME", help="adam-best (default), adam, lbfgs, crystal, dps or mepdiff"
-    )
+    parser.add_argument("--method", metavar="NAME", help="adam-best (default), adam, lbfgs, crystal, dps or mepdiff")
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make (or to go on with, by --resume)")
     parser.add_argument(
         "--steps",
@@ -113,6 +112,11 @@ def add_parser(commands: Any) -> None:
         metavar="NAME=VALUE",
         help="one value of the calibration; repeat for more (--calibrate optics.overfocus_A=150)",
     )
+    parser.add_argument(
+        "--ptyrad-params",
+        metavar="FILE.yaml",
+        help="settings and calibration of PtyRAD's parameter file; what it wants done to the scan: mepdiff prepare",
+    )
     add_device(parser)
     add_settings(parser, "method's settings")
     parser.add_argument(
@@ -125,15 +129,27 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.config import merge, parse_assignments, read_yaml
     from mepdiff_core.page import text_table
+    from mepdiff_core.reconstruction import DEFAULT_METHOD
     from mepdiff_core.runs import CELLS, Run
 
-    settings = read_settings(arguments)
+    settings, calibration = read_settings(arguments), {}
+    if arguments.ptyrad_params is not None:
+        from mepdiff_core.ptyrad_params import read_ptyrad_params
+        from mepdiff_core.scan import load_scan
+
+        params = read_ptyrad_params(arguments.ptyrad_params)
+        arguments.method = arguments.method or params.method
+        settings = merge(params.settings_of(arguments.method), settings)
+        calibration = params.calibration_beside(load_scan(arguments.scan), arguments.scan, arguments.ptyrad_params)
+        if params.left_out:
+            say(params.words())
+    arguments.method = arguments.method or DEFAULT_METHOD
     crystal = arguments.method == "crystal"
     for option, name in (("steps", PASSES.get(arguments.method, "iterations")), ("seed", "seed"), ("slices", "slices")):
         if getattr(arguments, option) is not None:
             settings[name] = getattr(arguments, option)
     settings |= _settings_of_method(arguments)
-    calibration = read_yaml(arguments.calibration) if arguments.calibration else {}
+    calibration = merge(calibration, read_yaml(arguments.calibration) if arguments.calibration else {})
     calibration = merge(calibration, parse_assignments(arguments.calibrate, "--calibrate"))
     with StateBar(arguments.method) as bar:
         try:
