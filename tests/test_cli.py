@@ -102,6 +102,7 @@ def test_every_command_explains_itself(capsys: Capture, monkeypatch: pytest.Monk
         "train",
         "sample",
         "prior",
+        "export-ptyrad",
     ]
     actions = [["dataset", "build"], ["dataset", "info"], ["dataset", "preview"], ["prior", "inspect"]]
     for arguments in ([], *([name] for name in names), *actions):

@@ -217,7 +217,7 @@ class Run:
         scan_path: our HDF5 scan.
         out: run folder, new, or with ``resume`` that of an interrupted run of the same scan and method.
         method, settings, device: as for ``reconstruct``.
-        start: a TIFF volume to start from.
+        start: a TIFF volume to start from, or a result of PtyRAD (HDF5).
         probe: a probe file to use instead of the scan's own.
         positions: the refined.h5 of a run whose positions to use instead of the scan's own.
         calibration: values of the scan's calibration to change, as for ``calibrate``.
@@ -248,6 +248,7 @@ class Run:
     ) -> None:
         from mepdiff_core.calibration import calibrate, calibration_of
         from mepdiff_core.probe import with_positions, with_probe
+        from mepdiff_core.ptyrad_start import read_start
         from mepdiff_core.reconstruction import choose_device, method_config, volume_grid
         from mepdiff_core.scan import load_scan
 
@@ -289,7 +290,8 @@ class Run:
         scan = calibrate(scan, calibration or {})
         scan = scan if positions is None else with_positions(scan, positions)
         self.scan = scan if probe is None else with_probe(scan, probe)
-        self._start = None if start is None or self._checkpoint is not None else read_volume(start)
+        thickness = self.config.slice_thickness_A
+        self._start = None if start is None or self._checkpoint is not None else read_start(start, self.scan, thickness)
         named = {name: getattr(self.config, field) for name, field in _files_of(self.config).items()}
         for path in (p for p in named.values() if p is not None):
             check(Path(path).is_file(), f"{path}: no such file")

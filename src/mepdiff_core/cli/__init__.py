@@ -15,6 +15,7 @@ from mepdiff_core.cli import (
     dataset,
     demo,
     evaluate,
+    export_ptyrad,
     fit_probe,
     fit_thickness,
     info,
@@ -31,7 +32,7 @@ from mepdiff_core.errors import explain
 
 COMMANDS = (
     *(info, demo, simulate, inspect, convert, prepare, fit_probe, fit_thickness, reconstruct, evaluate),
-    *(dataset, train, sample, prior),
+    *(dataset, train, sample, prior, export_ptyrad),
 )
 
 

@@ -79,8 +79,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--start",
         metavar="FILE",
-        help="start from this TIFF volume instead of from zeros; for the method crystal, a CIF file whose lattice and"
-        " composition are taken as known",
+        help="start from this TIFF volume, or this result of PtyRAD (HDF5), instead of from zeros; for the method crystal,"
+        " a CIF file whose lattice and composition are taken as known",
     )
     parser.add_argument("--composition", metavar="FORMULA", help="crystal: its composition, like LiMnPO4")
     parser.add_argument(
