@@ -78,7 +78,9 @@ def test_preparing_is_the_same(lazy: Scan, small_scan: Scan, tmp_path: Path) -> 
     from_file, in_memory = prepare(lazy, config), prepare(small_scan, config)
     assert is_lazy(from_file.counts)
     assert words_of(from_file) == words_of(in_memory)
-    save_scan(from_file, tmp_path / "ready.h5")
+    rows: list[tuple[int, int]] = []
+    save_scan(from_file, tmp_path / "ready.h5", lambda *row: rows.append(row))
+    assert rows == [(n, 6) for n in range(1, 7)]
     again = load_scan(tmp_path / "ready.h5")
     assert np.array_equal(np.asarray(again.counts), in_memory.counts)
     assert again.electrons_per_pattern == pytest.approx(in_memory.electrons_per_pattern, rel=1e-6)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,8 +191,11 @@ def specimen_slices(scan: Scan, slices: int | None, slice_thickness_A: float) ->
     return max(1, round(scan.thickness_A / slice_thickness_A))
 
 
-def save_scan(scan: Scan, path: str | Path) -> None:
+def save_scan(scan: Scan, path: str | Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Write a scan to HDF5, atomically.
+
+    Args:
+        progress: called with the rows written and all of them, where counts are lazy and it takes its time.
 
     Raises:
         InputError: the folder is missing, read-only or full.
@@ -200,7 +203,7 @@ def save_scan(scan: Scan, path: str | Path) -> None:
     import h5py
 
     if is_lazy(scan.counts):
-        _save_by_rows(scan, Path(path))
+        _save_by_rows(scan, Path(path), progress)
         return
     # in memory first: where the disk is full, HDF5 brings the whole process down
     buffer = io.BytesIO()
@@ -211,7 +214,7 @@ def save_scan(scan: Scan, path: str | Path) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def _save_by_rows(scan: Scan, path: Path) -> None:
+def _save_by_rows(scan: Scan, path: Path, progress: Callable[[int, int], None] | None) -> None:
     import h5py
 
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
@@ -220,6 +223,8 @@ def _save_by_rows(scan: Scan, path: Path) -> None:
             free = shutil.disk_usage(path.absolute().parent).free
             check(free > row.nbytes + SPARE_BYTES, f"{path} cannot be written: the disk is full; free some space")
             counts[number] = row
+            if progress is not None:
+                progress(number + 1, len(scan.counts))
         _write_all_but_counts(file, scan)
 
 

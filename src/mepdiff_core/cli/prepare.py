@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
             bar.show(step.done, step.total, step.what)
             prepared = step.scan
     assert prepared is not None
-    save_scan(prepared, out)
+    with ProgressBar("writing", "row") as bar:
+        save_scan(prepared, out, bar.show)
     picture = out.with_suffix(".png")
     save_figure(prepare_figure(scan, prepared), picture)
     lines = [f"{out}: {prepared.shape[0]} x {prepared.shape[1]} patterns of {prepared.n_pixels} px; picture {picture}"]
