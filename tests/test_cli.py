@@ -103,6 +103,7 @@ def test_every_command_explains_itself(capsys: Capture, monkeypatch: pytest.Monk
         "sample",
         "prior",
         "export-ptyrad",
+        "import-ptyrad",
     ]
     actions = [["dataset", "build"], ["dataset", "info"], ["dataset", "preview"], ["prior", "inspect"]]
     for arguments in ([], *([name] for name in names), *actions):

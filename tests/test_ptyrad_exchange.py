@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +11,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from mepdiff_core.cli import main
 from mepdiff_core.errors import InputError
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.ptyrad_adapter import write_result
+from mepdiff_core.ptyrad_import import read_start
 from mepdiff_core.ptyrad_result import read_ptyrad_result
-from mepdiff_core.ptyrad_start import read_start
 from mepdiff_core.runs import read_volume
 from mepdiff_core.scan import Scan
 
@@ -91,6 +94,25 @@ def test_a_run_goes_to_ptyrad_and_back(
         assert message in capsys.readouterr().err.splitlines()[-1]
         assert not Path("new.hdf5").exists()
         assert not Path("x").exists()
+
+
+def test_a_result_is_a_run_to_compare_with(
+    truth_file: Path, small_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The truth, come from PtyRAD: its metrics are those of the truth."""
+    out = tmp_path / "run"
+    assert main(["import-ptyrad", str(truth_file), str(small_file), "--out", str(out), "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["ssim_3d"] == pytest.approx(1, abs=1e-6)
+    assert metrics["deviance"] < 1.2
+    assert [row["step"] for row in csv.DictReader((out / "history.csv").read_text().splitlines())] == ["1", "2"]
+    assert yaml.safe_load((out / "run.yaml").read_text())["status"] == "finished"
+    assert (out / "report.html").exists()
+    assert (out / "refined.h5").exists()
+    assert main(["import-ptyrad", str(truth_file), str(small_file), "--out", str(out)]) == 2
+    assert main(["import-ptyrad", str(small_file), str(small_file), "--out", str(tmp_path / "no")]) == 2
+    assert "is no result of PtyRAD" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_results_of_other_scans_are_refused(truth_file: Path, small_scan: Scan) -> None:

@@ -248,7 +248,7 @@ class Run:
     ) -> None:
         from mepdiff_core.calibration import calibrate, calibration_of
         from mepdiff_core.probe import with_positions, with_probe
-        from mepdiff_core.ptyrad_start import read_start
+        from mepdiff_core.ptyrad_import import read_start
         from mepdiff_core.reconstruction import choose_device, method_config, volume_grid
         from mepdiff_core.scan import load_scan
 

@@ -18,6 +18,7 @@ from mepdiff_core.cli import (
     export_ptyrad,
     fit_probe,
     fit_thickness,
+    import_ptyrad,
     info,
     inspect,
     prepare,
@@ -32,7 +33,7 @@ from mepdiff_core.errors import explain
 
 COMMANDS = (
     *(info, demo, simulate, inspect, convert, prepare, fit_probe, fit_thickness, reconstruct, evaluate),
-    *(dataset, train, sample, prior, export_ptyrad),
+    *(dataset, train, sample, prior, export_ptyrad, import_ptyrad),
 )
 
 
