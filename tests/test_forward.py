@@ -11,9 +11,10 @@ import torch
 
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
-from mepdiff_core.forward import ForwardModel, detector_indices, object_field, upsample
+from mepdiff_core.forward import ForwardModel, object_field, upsample
 from mepdiff_core.likelihood import make_likelihood
 from mepdiff_core.metrics import r_factor
+from mepdiff_core.multislice import detector_indices
 from mepdiff_core.optics import Optics
 from mepdiff_core.ptyrad_adapter import PtyRADEngine
 from mepdiff_core.scan import Scan, raster_positions

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mepdiff_core.config import check
 from mepdiff_core.likelihood import Likelihood, sum64
-from mepdiff_core.multislice import Further, Multislice, Wanted
+from mepdiff_core.multislice import Further, Multislice, Wanted, detector_indices
 from mepdiff_core.optics import make_probe_modes, propagator
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import ModelConfig
@@ -319,9 +319,3 @@ def upsample(volume: Tensor, factor: int) -> Tensor:
     padded = torch.nn.functional.pad(spectrum, (left, right, top, bottom))
     fine: Tensor = torch.fft.ifft2(torch.fft.ifftshift(padded, dim=(-2, -1))).real * factor**2
     return fine
-
-
-def detector_indices(n_detector: int, n_grid: int, stride: int) -> npt.NDArray[np.int64]:
-    """Indices, along one axis of a corner-centred FFT grid, of the frequencies a detector's pixels see."""
-    pixel = np.fft.ifftshift(np.arange(n_detector) - n_detector // 2)
-    return (pixel * stride) % n_grid

@@ -213,3 +213,9 @@ class Multislice:
         rows, columns = torch.broadcast_tensors(rows, columns)
         objects = torch.arange(len(target), device=self.device)[:, None, None, None]
         target.index_put_((objects, rows[None], columns[None]), -imag, accumulate=True)
+
+
+def detector_indices(n_detector: int, n_grid: int, stride: int) -> npt.NDArray[np.int64]:
+    """Indices, along one axis of a corner-centred FFT grid, of the frequencies a detector's pixels see."""
+    pixel = np.fft.ifftshift(np.arange(n_detector) - n_detector // 2)
+    return (pixel * stride) % n_grid
