@@ -9,6 +9,10 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mepdiff_core.scan import Scan
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = (1400, 900)
@@ -19,6 +23,38 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NAPARI_CONFIG"] = f"{folder}/settings.yaml"
         take(Path(folder))
+
+
+def write_hspy(path: Path, scan: Scan) -> Path:
+    """A scan as HyperSpy would save it, with beam energy and scan step, without a camera length."""
+    from rsciio.hspy import file_writer
+
+    scales = [(0.05, "nm")] * 2 + [(1.0, "")] * 2
+    axes = [
+        {
+            "name": name,
+            "size": n,
+            "scale": s,
+            "offset": 0.0,
+            "units": u,
+            "navigate": name in "yx",
+            "_type": "UniformDataAxis",
+        }
+        for name, n, (s, u) in zip(("y", "x", "ky", "kx"), scan.counts.shape, scales, strict=True)
+    ]
+    signal = {
+        "data": scan.counts,
+        "axes": axes,
+        "metadata": {"General": {"title": "scan"}, "Acquisition_instrument": {"TEM": {"beam_energy": 300.0}}},
+        "original_metadata": {},
+        "attributes": {"_lazy": False},
+        "package_info": {},
+        "learning_results": {},
+        "models": {},
+        "tmp_parameters": {},
+    }
+    file_writer(str(path), signal)
+    return path
 
 
 def take(folder: Path) -> None:
@@ -51,6 +87,14 @@ def take(folder: Path) -> None:
     load.path.setText("SrTiO3.h5")
     spin(3)
     shoot("window-load")
+
+    foreign = write_hspy(folder / "scan.hspy", load.session.scan_in_file)
+    load.open(foreign)
+    spin(10, lambda: load.convert.offer is not None)
+    load.path.setText("scan.hspy")
+    load.convert.out.setText("~/mepdiff-runs/scan.h5")
+    shoot("window-convert")
+    load.convert.hide()
 
     load.confirm.click()
     optics.parent().raise_()

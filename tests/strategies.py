@@ -6,7 +6,15 @@ from hypothesis import strategies as st
 
 from mepdiff_core.calibration import Calibration
 from mepdiff_core.optics import ABERRATION_ORDERS, Optics
-from mepdiff_core.settings import AdamConfig, Constraints, CrystalConfig, LBFGSConfig, ModelConfig, ProbeFitConfig
+from mepdiff_core.settings import (
+    AdamConfig,
+    Constraints,
+    CrystalConfig,
+    LBFGSConfig,
+    ModelConfig,
+    ProbeFitConfig,
+    RefineConfig,
+)
 
 ABERRATIONS = [(n, m) for n, m in ABERRATION_ORDERS if (n, m) not in ((1, 0), (3, 0))]
 
@@ -42,7 +50,22 @@ calibrations = st.builds(
     positive,
     st.none() | positive,
 )
-models = st.builds(ModelConfig, window=st.integers(1, 8), sampling=st.integers(1, 8), paraxial=st.booleans())
+angles = st.floats(-200, 200)
+models = st.builds(
+    lambda source, **values: ModelConfig(probe_modes=source[0], source_size_A=source[1], **values),
+    st.just((1, 0.0)) | st.tuples(st.integers(2, 49), positive),
+    window=st.integers(1, 8),
+    sampling=st.integers(1, 8),
+    paraxial=st.booleans(),
+    tilt_mrad=st.tuples(angles, angles),
+)
+refinements = st.builds(
+    RefineConfig,
+    position_rate_A=st.floats(0, 1e9),
+    probe_rate=st.floats(0, 1e9),
+    probe_support=st.floats(1, 1e9),
+    start=counts,
+)
 constraints = st.builds(
     Constraints,
     positivity=st.booleans(),
@@ -61,7 +84,8 @@ loops = {
 """Settings that all loops have."""
 engines = {"engine": st.sampled_from(["ptyrad", "fast"]), "model": models}
 adams = st.builds(
-    AdamConfig,
+    lambda refine, **values: AdamConfig(**(values | ({"refine": refine, "engine": "fast"} if refine.active else {}))),
+    refinements,
     **loops,
     **engines,
     learning_rate=positive,

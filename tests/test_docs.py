@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("conventions", "method", "first-reconstruction", "plugin", "dataset", "crystal", "training")
+NAMES = ("conventions", "method", "first-reconstruction", "plugin", "dataset", "crystal", "training", "formats", "real-data")
 DOCUMENTS = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 RUN = ("mepdiff ", "mkdir ", "cp ")
 

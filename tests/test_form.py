@@ -937,7 +937,14 @@ def test_further_rows_come_after_those_of_the_config(qtbot: Any) -> None:
     ]
     assert widgets == [*form.fields.values(), slices, dose, form.findChild(QLabel, "form_error")]
     assert [layout.labelForField(w).text() for w in (slices, dose)] == ["slices", "dose"]
-    assert set(form.fields) == {"window", "sampling", "paraxial"}  # they are no part of the value
+    assert set(form.fields) == {
+        "window",
+        "sampling",
+        "paraxial",
+        "probe_modes",
+        "source_size_A",
+        "tilt_mrad",
+    }  # they are no part of the value
     assert form.value() == ModelConfig()
 
 

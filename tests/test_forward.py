@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
-from mepdiff_core.forward import ForwardModel, detector_indices, object_field, upsample
+from mepdiff_core.forward import ForwardModel, object_field, upsample
 from mepdiff_core.likelihood import make_likelihood
 from mepdiff_core.metrics import r_factor
+from mepdiff_core.multislice import detector_indices
 from mepdiff_core.optics import Optics
 from mepdiff_core.ptyrad_adapter import PtyRADEngine
 from mepdiff_core.scan import Scan, raster_positions
@@ -95,6 +97,96 @@ def test_probe_gradient_is_the_derivative(model64: ForwardModel, truth: torch.Te
     model64.multislice.set_probe(probe)
     expected = (losses[0] - losses[1]) / 2e-4
     assert float((gradient.conj() * direction).sum().real) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("sampling", [1, 2])
+def test_gradients_by_positions_and_walk_are_the_derivatives(small_scan: Scan, truth: torch.Tensor, sampling: int) -> None:
+    """Central differences in double precision, with two probe modes and a tilt."""
+    config = ModelConfig(sampling=sampling, probe_modes=2, source_size_A=0.2, tilt_mrad=(4.0, -7.0))
+    model = ForwardModel(small_scan, 4, 1.6, config, dtype=torch.complex128)
+    likelihood, waves = make_likelihood("poisson"), model.multislice
+    model.chunk = 3  # positions come in several chunks
+    _, _, found = model.gradients(truth.double(), BATCH, likelihood, ("shifts", "walk"))
+    assert found.probe is None
+    assert found.shifts is not None
+    assert found.walk is not None
+    generator = torch.Generator().manual_seed(4)
+    direction = torch.randn(waves.shifts.shape, generator=generator, dtype=torch.float64)
+    shifts, losses = waves.shifts.clone(), []
+    for step in (1e-5, -1e-5):
+        waves.shifts = shifts + step * direction
+        losses.append(model.loss(truth.double(), BATCH, likelihood))
+    waves.shifts = shifts
+    expected = (losses[0] - losses[1]) / 2e-5
+    assert float((found.shifts * direction[BATCH]).sum()) == pytest.approx(expected, rel=1e-5)
+    walk = waves.walk
+    for axis in (0, 1):
+        losses = []
+        for step in (1e-5, -1e-5):
+            moved = tuple(w + step * (i == axis) for i, w in enumerate(walk))
+            waves.set_walk((moved[0], moved[1]))
+            losses.append(model.loss(truth.double(), BATCH, likelihood))
+        assert float(found.walk[axis]) == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5)
+        waves.set_walk(walk)
+
+
+def test_a_tilted_specimen_is_an_upright_one_sheared(small_scan: Scan, truth: torch.Tensor) -> None:
+    """Columns that lean by t lie t z to the side at depth z, seen by a beam that goes straight down."""
+    tilt = (5.0, -3.0)
+    upright = ForwardModel(small_scan, 4, 1.6, dtype=torch.complex128)
+    leaning = ForwardModel(small_scan, 4, 1.6, ModelConfig(tilt_mrad=tilt), dtype=torch.complex128)
+    volume = torch.stack([smooth(t) for t in truth.double()])
+    walk = [math.tan(1e-3 * t) * 1.6 / small_scan.pixel_size_A for t in tilt]
+    sheared = torch.stack([shifted(slice_, (s * walk[0], s * walk[1])) for s, slice_ in enumerate(volume)])
+    ours, theirs = leaning.predict(volume, BATCH), upright.predict(sheared, BATCH)
+    plain = upright.predict(volume, BATCH)
+    # the window's edges walk in one and not in the other
+    assert (ours - theirs).norm() < 0.1 * (plain - theirs).norm()
+    assert (plain - theirs).norm() > 1e-3 * theirs.norm()
+
+
+def smooth(plane: torch.Tensor) -> torch.Tensor:
+    """A plane without the highest frequencies, so that it can be shifted by any fraction of a pixel."""
+    ky, kx = (torch.fft.fftfreq(n, dtype=torch.float64) for n in plane.shape)
+    return torch.fft.ifft2(torch.fft.fft2(plane) * torch.exp(-40 * (ky[:, None] ** 2 + kx[None, :] ** 2))).real
+
+
+def shifted(plane: torch.Tensor, by: tuple[float, float]) -> torch.Tensor:
+    ky, kx = (torch.fft.fftfreq(n, dtype=torch.float64) for n in plane.shape)
+    ramp = torch.exp(-2j * math.pi * (ky[:, None] * by[0] + kx[None, :] * by[1]))
+    return torch.fft.ifft2(torch.fft.fft2(plane) * ramp).real
+
+
+def test_modes_of_a_wide_source_are_its_points_in_sum(small_scan: Scan, truth: torch.Tensor) -> None:
+    """All 49 modes together give the patterns of all points of the source, each seen from its own place."""
+    size = 0.5
+    nodes, weights = np.polynomial.hermite_e.hermegauss(7)
+    places, weights = nodes * size / np.sqrt(8 * np.log(2)), weights / weights.sum()
+    expected = torch.zeros(len(BATCH), 64, 64, dtype=torch.float64)
+    for y, wy in zip(places, weights, strict=True):
+        for x, wx in zip(places, weights, strict=True):
+            moved = small_scan.positions_A + np.array([y, x])
+            point = ForwardModel(small_scan, 4, 1.6, dtype=torch.complex128, positions_A=moved)
+            expected += wy * wx * point.predict(truth.double(), BATCH)
+    point = ForwardModel(small_scan, 4, 1.6, dtype=torch.complex128)
+    coherent = float((point.predict(truth.double(), BATCH) - expected).norm())
+    for modes, most in ((49, 1e-6), (12, 0.2)):
+        config = ModelConfig(probe_modes=modes, source_size_A=size)
+        model = ForwardModel(small_scan, 4, 1.6, config, dtype=torch.complex128)
+        assert model.multislice.probe.shape == (modes, 64, 64)
+        assert float(model.multislice.probe.abs().square().sum()) == pytest.approx(1, abs=1e-12)
+        assert (model.predict(truth.double(), BATCH) - expected).norm() < most * coherent
+    few = ModelConfig(probe_modes=2, source_size_A=size)
+    with pytest.raises(InputError, match=r"2 modes hold 66% of the probe .* take probe_modes=5 or more"):
+        ForwardModel(small_scan, 4, 1.6, few)
+
+
+def test_tilt_and_modes_agree_with_ptyrad(small_scan: Scan, truth: torch.Tensor) -> None:
+    config = ModelConfig(probe_modes=3, source_size_A=0.3, tilt_mrad=(10.0, 20.0))
+    model = ForwardModel(small_scan, 4, 1.6, config)
+    theirs = PtyRADEngine(model, "amplitude").predict(truth, BATCH)
+    ours = model.predict(truth, BATCH)
+    assert (ours - theirs).norm() / theirs.norm() < 1e-5
 
 
 def test_several_objects_at_once_equal_one_by_one(model: ForwardModel, truth: torch.Tensor) -> None:

@@ -22,9 +22,11 @@ FOREIGN = {
     "dask",
     "gemmi",
     "h5py",
+    "hdf5plugin",
     "matplotlib",
     "ptyrad",
     "pyfftw",
+    "rsciio",
     "scipy",
     "skimage",
     "spglib",
@@ -117,13 +119,18 @@ def importers(library: str) -> set[str]:
         ("pyfftw", "fourier.py"),
         ("spglib", "symmetry.py"),
         ("yaml", "config.py"),
-        ("tifffile", "runs.py"),
+        ("rsciio", "vendor_scans.py"),
+        ("hdf5plugin", "hdf5_scans.py"),
         ("safetensors", "arrays.py"),
         ("tqdm", "cli/common.py"),
     ],
 )
 def test_a_foreign_library_is_met_in_one_file(library: str, file: str) -> None:
     assert importers(library) == {file}
+
+
+def test_tiff_is_a_volume_or_a_stack_of_patterns() -> None:
+    assert importers("tifffile") == {"runs.py", "array_scans.py"}
 
 
 def test_only_the_cif_files_know_gemmi() -> None:

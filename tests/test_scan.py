@@ -215,6 +215,9 @@ def test_files_that_are_no_scans_are_refused_in_one_line(tmp_path: Path, scan_fi
     other = tmp_path / "other.h5"
     with h5py.File(other, "w") as file:
         file["counts"] = np.ones((2, 3, 16, 16))
+    assert refused(lambda: load_scan(other)).startswith(f"{other} does not say all of how it was taken")
+    with h5py.File(other, "r+") as file:
+        file.attrs["format"] = "mepdiff-probe"
     assert refused(lambda: load_scan(other)).startswith(f"{other} is HDF5 but not a mepdiff scan")
 
 

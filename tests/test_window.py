@@ -17,6 +17,8 @@ import pytest
 import tifffile
 import yaml
 
+import vendor_files as vendor
+
 pytest.importorskip("napari")
 from napari.utils.notifications import Notification, notification_manager
 from qtpy.QtCore import Qt
@@ -25,6 +27,7 @@ from qtpy.QtWidgets import QLabel, QPushButton
 
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
+from mepdiff_core.file_calibration import FileCalibration, KnownOptics
 from mepdiff_core.optics import make_probe
 from mepdiff_core.reconstruction import METHODS
 from mepdiff_core.scan import Scan, load_scan, save_scan
@@ -816,3 +819,93 @@ def test_the_sample_is_what_it_says(settings: Path) -> None:
     assert again.electrons_per_pattern == sample.electrons_per_pattern
     first = np.sqrt(sample.counts[0, :2].astype(float)), np.sqrt(again.counts[0].astype(float))
     assert np.abs(first[0] - first[1]).mean() < 0.5
+
+
+# files of microscopes
+
+
+def test_a_microscopes_file_asks_for_what_is_missing_and_becomes_a_scan(window: Window, tmp_path: Path) -> None:
+    counts = vendor.make_counts()
+    vendor.write_dm(tmp_path / "scan.dm4", counts)
+    window.viewer.open(str(tmp_path / "scan.dm4"), plugin=PLUGIN)
+    form = window.load.convert
+    window.wait(lambda: form.offer is not None)
+    assert "Gatan DM" in form.text.text()
+    assert "Microscope Info, Voltage" in form.text.text()
+    assert form.form.fields["optics.energy_eV"].text() == "200 keV"  # type: ignore[union-attr]
+    assert "semi-convergence angle" in form.missing.text()
+    assert not form.make.isEnabled()
+    for name, text in (("optics.semiangle_mrad", "10"), ("optics.overfocus_A", "3 nm")):
+        field = form.form.fields[name]
+        field.selectAll()  # type: ignore[union-attr]
+        window.bot.keyClicks(field, text)
+    assert form.missing.text() == ""
+    window.press(form.make)
+    window.wait(lambda: window.load.session.path == tmp_path / "runs" / "scan.h5")
+    scan = load_scan(tmp_path / "runs" / "scan.h5")
+    np.testing.assert_array_equal(scan.counts, counts * np.float32(0.25))
+    assert scan.optics.overfocus_A == 30
+    assert form.isHidden()
+    assert not window.said
+
+
+def test_a_conversion_that_is_stopped_leaves_nothing(
+    window: Window, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mepdiff_core.raw_scan.BLOCK_BYTES", 1)
+    np.save(tmp_path / "scan.npy", vendor.make_counts((40, 40, 16, 16)))
+    window.load.open(tmp_path / "scan.npy")
+    form = window.load.convert
+    window.wait(lambda: form.offer is not None)
+    optics = KnownOptics(200e3, 10.0, 0.0)
+    form.form.set_value(FileCalibration(optics, 0.5, 0.0, 0.08, None, 1.0))
+    form._update()
+    window.press(form.make)
+    window.wait(lambda: form.progress.value() > 3)
+    window.press(form.make)
+    window.wait(lambda: form.job is None)
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert form.make.text() == "Calibration is right: make a scan file"
+    assert not window.said
+
+
+def test_a_stack_asks_for_its_scan_shape(window: Window, tmp_path: Path) -> None:
+    counts = vendor.make_counts()
+    np.save(tmp_path / "stack.npy", counts.reshape(12, 16, 16))
+    window.load.open(tmp_path / "stack.npy")
+    form = window.load.convert
+    window.wait(lambda: form.offer is not None)
+    assert "12 patterns in one row" in form.missing.text()
+    window.bot.keyClicks(form.options.fields["scan_shape"], "3, 4")
+    form._look_again()
+    window.wait(lambda: form.offer is not None and form.offer.options.scan_shape == (3, 4))
+    assert "3 × 4 patterns" in form.text.text()
+    assert "patterns in one row" not in form.missing.text()
+
+
+def test_a_file_of_several_arrays_asks_which(window: Window, tmp_path: Path) -> None:
+    import h5py
+
+    counts = vendor.make_counts()
+    with h5py.File(tmp_path / "two.h5", "w") as file:
+        file["one"], file["two"] = counts, counts + 1
+    window.viewer.open(str(tmp_path / "two.h5"), plugin=PLUGIN)
+    form = window.load.convert
+    window.wait(lambda: len(window.said) > 0)
+    assert "several arrays" in form.text.text()
+    assert not form.make.isEnabled()
+    window.bot.keyClicks(form.options.fields["key"], "two")
+    form._look_again()
+    window.wait(lambda: form.offer is not None)
+    np.testing.assert_allclose(form.offer.mean, counts.reshape(12, 16, 16).mean(axis=0) + 1)  # type: ignore[union-attr]
+
+
+def test_stacks_that_may_be_anything_are_left_to_other_readers(settings: Path, tmp_path: Path) -> None:
+    from napari_mepdiff._reader import get_reader
+
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, 16, 16), np.uint16))
+    assert get_reader(str(tmp_path / "stack.tif")) is None
+    (tmp_path / "empty").mkdir()
+    assert get_reader(str(tmp_path / "empty")) is None
+    vendor.write_blockfile(tmp_path / "scan.blo", vendor.make_counts())
+    assert get_reader(str(tmp_path / "scan.blo")) is not None

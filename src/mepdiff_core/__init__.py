@@ -19,6 +19,9 @@ _PUBLIC = {
     "ModelConfig": "settings",
     "AdamConfig": "settings",
     "Constraints": "settings",
+    "RefineConfig": "settings",
+    "PrepareConfig": "prepare_config",
+    "prepare": "preparation",
     "CrystalConfig": "settings",
     "LBFGSConfig": "settings",
     "State": "states",
@@ -42,11 +45,21 @@ if TYPE_CHECKING:
     from mepdiff_core.evaluation import evaluate
     from mepdiff_core.jobs import Job
     from mepdiff_core.optics import Optics
+    from mepdiff_core.preparation import prepare
+    from mepdiff_core.prepare_config import PrepareConfig
     from mepdiff_core.probe import fit_probe
     from mepdiff_core.reconstruction import reconstruct
     from mepdiff_core.sample import SampleConfig, sample_prior
     from mepdiff_core.scan import Scan, load_scan, save_scan
-    from mepdiff_core.settings import AdamConfig, Constraints, CrystalConfig, LBFGSConfig, ModelConfig, ProbeFitConfig
+    from mepdiff_core.settings import (
+        AdamConfig,
+        Constraints,
+        CrystalConfig,
+        LBFGSConfig,
+        ModelConfig,
+        ProbeFitConfig,
+        RefineConfig,
+    )
     from mepdiff_core.simulate import SimulationConfig, simulate_scan
     from mepdiff_core.states import CrystalState, State
     from mepdiff_core.train_config import TrainConfig

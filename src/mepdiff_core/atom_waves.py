@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mepdiff_core.config import check
 from mepdiff_core.crystals import Atoms
-from mepdiff_core.forward import Multislice, detector_indices
+from mepdiff_core.multislice import Multislice, detector_indices
 from mepdiff_core.optics import frequencies, make_probe, propagator
 from mepdiff_core.renderer import Renderer
 from mepdiff_core.scan import Scan

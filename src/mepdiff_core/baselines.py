@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -21,9 +22,10 @@ from mepdiff_core.errors import Diverged
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import make_likelihood
 from mepdiff_core.ptyrad_adapter import Constrainer, PtyRADEngine
+from mepdiff_core.refinement import Refinement
 from mepdiff_core.scan import Scan, specimen_slices
 from mepdiff_core.settings import AdamConfig, Constraints, EngineName, LBFGSConfig, LikelihoodName
-from mepdiff_core.states import Checkpoint, State
+from mepdiff_core.states import Checkpoint, Refined, State
 
 DIVERGED_PASSES = 2
 """This many passes in a row with a loss above that of no specimen at all, and the reconstruction has diverged."""
@@ -42,28 +44,47 @@ class Engine(Protocol):
 class FastEngine:
     """PtyRAD's losses on our forward model and adjoint; its constraints are PtyRAD's own."""
 
-    def __init__(self, model: ForwardModel, likelihood: str, constraints: Constraints | None = None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: ForwardModel,
+        likelihood: str,
+        constraints: Constraints | None = None,
+        refinement: Refinement | None = None,
+    ) -> None:
+        self.model, self.refinement = model, refinement
         self.likelihood = make_likelihood(likelihood)
         active = constraints is not None and constraints != Constraints()
         self._constrainer = Constrainer(constraints, model.device) if active and constraints else None
 
     def loss_and_gradient(self, volume: Tensor, indices: Indices) -> tuple[float, Tensor]:
-        loss, gradient, _ = self.model.loss_and_gradient(volume, indices, self.likelihood)
+        wanted = self.refinement.wanted() if self.refinement is not None else ()
+        loss, gradient, further = self.model.gradients(volume, indices, self.likelihood, wanted)
+        if self.refinement is not None:
+            self.refinement.take(indices, further)
         return float(loss), gradient
 
     def loss(self, volume: Tensor, indices: Indices) -> float:
         return self.model.loss(volume, indices, self.likelihood)
 
     def constrain(self, volume: Tensor, iteration: int) -> Tensor:
-        return volume if self._constrainer is None else self._constrainer.constrain(volume, iteration)
+        if self._constrainer is not None:
+            volume = self._constrainer.constrain(volume, iteration)
+        if self.refinement is not None:
+            self.refinement.end_pass(iteration, volume, self.likelihood)
+        return volume
 
 
-def make_engine(name: EngineName, model: ForwardModel, likelihood: LikelihoodName, constraints: Constraints) -> Engine:
-    """The engine of that name on a model."""
+def make_engine(
+    name: EngineName,
+    model: ForwardModel,
+    likelihood: LikelihoodName,
+    constraints: Constraints,
+    refinement: Refinement | None = None,
+) -> Engine:
+    """The engine of that name on a model; the fast one refines what a refinement says."""
     if name == "ptyrad":
         return PtyRADEngine(model, likelihood, constraints)
-    return FastEngine(model, likelihood, constraints)
+    return FastEngine(model, likelihood, constraints, refinement)
 
 
 def run_adam(
@@ -87,15 +108,16 @@ def run_adam(
             good volume.
     """
     model = _make_model(scan, config, device)
-    engine = make_engine(config.engine, model, config.likelihood, config.constraints)
     fit, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
+    refinement = Refinement(model, scan, config.refine, held) if config.refine.active else None
+    engine = make_engine(config.engine, model, config.likelihood, config.constraints, refinement)
     batches = make_batches(fit, config.batch_size, np.random.default_rng([config.seed, 1]))
 
     volume = torch.nn.Parameter(_start_volume(model, start))
     optimizer = torch.optim.Adam([volume], lr=config.learning_rate)
     done, bad_passes, best_misfit, best_step, seconds = 0, 0, math.inf, 0, 0.0
     vacuum = engine.loss(torch.zeros_like(volume), fit) if checkpoint is None else float(checkpoint["vacuum"])
-    best = _output(model, volume)
+    best, best_refined = _output(model, volume), refinement.result() if refinement is not None else None
     if checkpoint is not None:
         done, best_step = int(checkpoint["step"]), int(checkpoint["best_step"])
         bad_passes = int(checkpoint["bad_passes"])
@@ -107,6 +129,13 @@ def run_adam(
             "exp_avg": torch.as_tensor(np.array(checkpoint["exp_avg"])).to(model.device),
             "exp_avg_sq": torch.as_tensor(np.array(checkpoint["exp_avg_sq"])).to(model.device),
         }
+        if refinement is not None and best_refined is not None:
+            refinement.restore(checkpoint)
+            best_refined = replace(
+                best_refined,
+                probe=np.asarray(checkpoint["best_probe"], np.complex64),
+                positions_A=np.asarray(checkpoint["best_positions_A"], np.float64),
+            )
 
     for step in range(done + 1, config.iterations + 1):
         if config.patience is not None and step - 1 - best_step >= config.patience:
@@ -134,6 +163,7 @@ def run_adam(
         misfit = engine.loss(volume.detach(), held) if len(held) else None
         if not bad_passes and (misfit is None or misfit < best_misfit):
             best, best_step = _output(model, volume), step
+            best_refined = refinement.result() if refinement is not None else None
             best_misfit = math.inf if misfit is None else misfit
         seconds += time.perf_counter() - began
         moments = optimizer.state[volume]
@@ -145,6 +175,7 @@ def run_adam(
             loss=mean_loss,
             heldout=misfit,
             seconds=seconds,
+            refined=best_refined,
             checkpoint={
                 "step": np.array(step),
                 "best_step": np.array(best_step),
@@ -156,6 +187,7 @@ def run_adam(
                 "volume": _copy(volume),
                 "exp_avg": _copy(moments["exp_avg"]),
                 "exp_avg_sq": _copy(moments["exp_avg_sq"]),
+                **_saved(refinement, best_refined),
             },
         )
 
@@ -271,6 +303,12 @@ def _start_volume(model: ForwardModel, start: npt.NDArray[np.floating] | None) -
 def _output(model: ForwardModel, volume: Tensor) -> npt.NDArray[np.float32]:
     """A copy, on the object field."""
     return np.array(model.crop(volume.detach().cpu().numpy()), np.float32)
+
+
+def _saved(refinement: Refinement | None, best: Refined | None) -> dict[str, npt.NDArray[np.generic]]:
+    if refinement is None or best is None:
+        return {}
+    return {**refinement.checkpoint(), "best_probe": np.array(best.probe), "best_positions_A": np.array(best.positions_A)}
 
 
 def _copy(tensor: Tensor) -> npt.NDArray[np.float32]:

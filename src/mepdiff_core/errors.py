@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
@@ -25,3 +28,19 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return f"{words or type(error).__name__}; check the path, its permissions and the disk"
     return None
+
+
+@contextlib.contextmanager
+def reading(path: object, words: str) -> Iterator[None]:
+    """What a foreign reader raises over a damaged file, in one line.
+
+    Raises:
+        InputError: whatever went wrong in the block.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # readers of many hands raise errors of every kind over a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} cannot be read as {words}; is it damaged or of another kind? ({reason[:300]})") from error

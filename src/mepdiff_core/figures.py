@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from mepdiff_core.metrics import ATOM_LEVEL, align_offset, middle, ssim_2d
+
+if TYPE_CHECKING:
+    from mepdiff_core.thickness import Candidate
 
 Volume = npt.NDArray[np.floating]
 GAMMA = 0.6
@@ -184,6 +188,23 @@ def probe_figure(probes: Mapping[str, npt.NDArray[np.complexfloating]], pixel_si
         axis.set_ylim(radius, -radius)
     for axis, title in zip(axes[0], ("intensity", "amplitude of the spectrum", "phase of the spectrum"), strict=True):
         axis.set_title(title, fontsize=8, color=MUTED)
+    return figure
+
+
+def thickness_figure(candidates: Sequence[Candidate]) -> Figure:
+    """Misfit of held-out patterns over the thickness, in nats above the best."""
+    ordered = sorted(candidates, key=lambda c: c.thickness_A)
+    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([c.thickness_A for c in ordered], [c.nats_above for c in ordered], "o-", color=COLORS[0], markersize=4)
+    best = min(candidates, key=lambda c: c.heldout)
+    axis.axvline(best.thickness_A, color=COLORS[1], linewidth=1)
+    axis.set_title(f"best of those tried: {best.thickness_A:.4g} Å in {best.slices} slices", fontsize=9, color=INK)
+    axis.set_xlabel("thickness (Å)", fontsize=9)
+    axis.set_ylabel("held-out misfit above the best (nats)", fontsize=9)
+    axis.set_ylim(bottom=0)
+    axis.tick_params(labelsize=8)
+    plain_axis(axis)
     return figure
 
 

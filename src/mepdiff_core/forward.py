@@ -1,15 +1,10 @@
-"""The multislice model of a scan and its hand-written adjoint: patterns, data misfit and gradient, in mini-batches.
-
-psi_0 is the probe shifted by the fraction of a pixel; slice s multiplies it by exp(i phase_s); the propagator H carries it
-to the next slice; the pattern is the intensity of its Fourier transform. Source: Chen et al., Science 372 (2021) 826; the
-conventions are PtyRAD's (docs/conventions.md). The adjoint is carried conjugated, which spares every conjugation:
-with h = conj(dL/dpsi), slice s gives dL/dphase_s = -Im(psi h), and F^-1 H F turns into F H F^-1.
-"""
+"""The multislice model of a scan: patterns, data misfit and gradient, in mini-batches (waves and adjoint: multislice.py)."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import numpy as np
@@ -18,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mepdiff_core.config import check
-from mepdiff_core.fourier import Fourier
 from mepdiff_core.likelihood import Likelihood, sum64
-from mepdiff_core.optics import make_probe, propagator
+from mepdiff_core.multislice import Further, Multislice, Wanted, detector_indices
+from mepdiff_core.optics import make_probe_modes, propagator
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import ModelConfig
 
@@ -28,6 +23,8 @@ V = TypeVar("V", bound=np.generic)
 
 CPU_CHUNK = 16
 """Patterns at once on a CPU: their waves stay in its cache."""
+HELD_BYTES = 1 << 31
+"""Patterns of fewer bytes, as float32, are held on the device."""
 DEVICE_CHUNK_BYTES = 2e9
 """Memory that the waves of the patterns at once may take on any other device."""
 
@@ -55,161 +52,6 @@ def object_field(positions_A: npt.NDArray[np.float64], n_pixels: int, pixel_size
     return Field((int(reach[0]) + n_pixels, int(reach[1]) + n_pixels), (float(origin[0]), float(origin[1])), pixel_size_A)
 
 
-class Multislice:
-    """Waves through slices on one grid.
-
-    Args:
-        probe: (modes, n, n) complex, centred at n // 2, intensity summing to 1.
-        transfer: (n, n) complex, propagation by one slice, zero frequency at the corner.
-        corners: (positions, 2) integer (y, x): first pixel of each position's window in the field.
-        shifts: (positions, 2) (y, x) in pixels: what is left of the position.
-        detector: (pixels,) indices of the grid's frequencies that the detector sees along each axis, or None for all.
-        gain: the detector pixel's area in grid pixels.
-        device: torch device; dtype: complex type.
-    """
-
-    def __init__(
-        self,
-        probe: npt.NDArray[np.complexfloating],
-        transfer: npt.NDArray[np.complexfloating],
-        corners: npt.NDArray[np.integer],
-        shifts: npt.NDArray[np.floating],
-        detector: npt.NDArray[np.integer] | None = None,
-        gain: float = 1.0,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.complex64,
-    ) -> None:
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self.real_dtype = torch.float64 if dtype == torch.complex128 else torch.float32
-        self.n = probe.shape[-1]
-        # every transform is unnormalised: 1 / n^2 of the inverse is put into what it multiplies anyway
-        self.transfer = torch.as_tensor(transfer).to(self.device, dtype)
-        self._transfer = self.transfer / self.n**2
-        self._fourier = Fourier(self.n, self.device, dtype)
-        self.corners = np.ascontiguousarray(corners, dtype=np.int64)
-        self.shifts = torch.as_tensor(shifts).to(self.device, self.real_dtype)
-        self.detector = None if detector is None else torch.as_tensor(detector, device=self.device)
-        self.gain = gain
-        self.slicing = self.device.type == "cpu"  # windows one by one are views; other devices gather them all at once
-        self._k = torch.fft.fftfreq(self.n, device=self.device, dtype=self.real_dtype)
-        self.set_probe(torch.as_tensor(probe).to(self.device, dtype))
-
-    def set_probe(self, probe: Tensor) -> None:
-        """Take another probe of the same shape, (modes, n, n)."""
-        self.probe = probe
-        self._probe_k = torch.fft.fft2(probe) / self.n**2
-
-    def shift_phase(self, indices: npt.NDArray[np.integer]) -> Tensor:
-        """exp(-2 pi i k shift) for these positions, (positions, 1, n, n)."""
-        angle = (-2 * math.pi * self.shifts[torch.as_tensor(indices, device=self.device)])[:, :, None] * self._k
-        factor = torch.polar(torch.ones_like(angle), angle)
-        return (factor[:, 0, :, None] * factor[:, 1, None, :])[:, None]
-
-    def exit_spectrum(
-        self, transmission: Tensor, indices: npt.NDArray[np.integer], keep: bool = False
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The wave at the detector.
-
-        Args:
-            transmission: (objects, slices, Y, X) complex.
-            indices: which positions.
-            keep: also return the wave behind each slice, which the adjoint needs.
-
-        Returns:
-            (objects, positions, modes, n, n) complex, zero frequency at the corner, n times the unitary transform; and
-            the waves.
-        """
-        waves: list[Tensor] = []
-        psi = self._fourier.backward(self._probe_k * self.shift_phase(indices), overwrite=True)[None]
-        if len(transmission) > 1:
-            psi = psi.repeat(len(transmission), 1, 1, 1, 1)
-        slices = transmission.shape[1]
-        for s in range(slices):
-            psi = self._multiply(psi, transmission[:, s], indices)
-            if keep:
-                waves.append(psi)
-            if s < slices - 1:
-                psi = self._fourier.forward(psi, overwrite=not keep).mul_(self._transfer)
-                psi = self._fourier.backward(psi, overwrite=True)
-        return self._fourier.forward(psi, overwrite=not keep), waves
-
-    def intensity(self, spectrum: Tensor) -> Tensor:
-        """(objects, positions, n_det, n_det): what the detector sees, modes added incoherently."""
-        seen = torch.view_as_real(self._seen(spectrum)).square().sum(-1)
-        total = seen[:, :, 0] if seen.shape[2] == 1 else seen.sum(2)
-        return total.mul_(self.gain / self.n**2)
-
-    def adjoint(
-        self,
-        transmission: Tensor,
-        indices: npt.NDArray[np.integer],
-        spectrum: Tensor,
-        waves: list[Tensor],
-        dloss: Tensor,
-        gradient: Tensor,
-        want_probe: bool = False,
-    ) -> Tensor | None:
-        """Add dL/dphase of these positions to ``gradient``.
-
-        Args:
-            dloss: (objects, positions, n_det, n_det) dL/dI.
-            gradient: (objects, slices, Y, X) real, changed in place.
-            want_probe: also return (modes, n, n) dL/dRe + i dL/dIm of the unshifted probe, summed over objects.
-        """
-        h = self._seen(spectrum).conj() * (2 * self.gain / self.n**2 * dloss[:, :, None])
-        if self.detector is not None:
-            full = torch.zeros_like(spectrum)
-            full[..., self.detector[:, None], self.detector[None, :]] = h
-            h = full
-        h = self._fourier.forward(h, overwrite=True)
-        for s in range(len(waves) - 1, -1, -1):
-            if s < len(waves) - 1:
-                h = self._fourier.backward(h, overwrite=True).mul_(self._transfer)
-                h = self._fourier.forward(h, overwrite=True)
-            product = waves[s].mul_(h)  # the wave is not needed again
-            self._subtract_imag(gradient[:, s], product, indices)
-            if s > 0 or want_probe:
-                h = self._multiply(h, transmission[:, s], indices)
-        if not want_probe:
-            return None
-        back = torch.fft.fft2(h.conj().sum(0)) * self.shift_phase(indices).conj()
-        probe_gradient: Tensor = torch.fft.ifft2(back.sum(0))
-        return probe_gradient
-
-    def _seen(self, spectrum: Tensor) -> Tensor:
-        if self.detector is None:
-            return spectrum
-        return spectrum[..., self.detector[:, None], self.detector[None, :]]
-
-    def _window_index(self, indices: npt.NDArray[np.integer]) -> tuple[Tensor, Tensor]:
-        corner = torch.as_tensor(self.corners[indices], device=self.device)
-        span = torch.arange(self.n, device=self.device)
-        return (corner[:, 0, None] + span)[:, :, None], (corner[:, 1, None] + span)[:, None, :]
-
-    def _multiply(self, psi: Tensor, plane: Tensor, indices: npt.NDArray[np.integer]) -> Tensor:
-        """psi times each position's window of the plane, in place."""
-        if self.slicing:
-            n = self.n
-            for j, (y, x) in enumerate(self.corners[indices].tolist()):
-                psi[:, j].mul_(plane[:, None, y : y + n, x : x + n])
-            return psi
-        rows, columns = self._window_index(indices)
-        return psi.mul_(plane[:, rows, columns][:, :, None])
-
-    def _subtract_imag(self, target: Tensor, product: Tensor, indices: npt.NDArray[np.integer]) -> None:
-        imag = product.imag[:, :, 0] if product.shape[2] == 1 else product.imag.sum(2)
-        if self.slicing:
-            n = self.n
-            for j, (y, x) in enumerate(self.corners[indices].tolist()):
-                target[:, y : y + n, x : x + n].sub_(imag[:, j])
-            return
-        rows, columns = self._window_index(indices)
-        rows, columns = torch.broadcast_tensors(rows, columns)
-        objects = torch.arange(len(target), device=self.device)[:, None, None, None]
-        target.index_put_((objects, rows[None], columns[None]), -imag, accumulate=True)
-
-
 class ForwardModel:
     """A scan's patterns from a phase volume on its object field, with data misfit and gradient.
 
@@ -218,6 +60,7 @@ class ForwardModel:
         slices: number of slices; slice_thickness_A: their thickness, Å.
         config: window, sampling and propagator of the model.
         probe: (modes, y, x) instead of the scan's own.
+        positions_A: (n, 2) where the probe really was, on the object field of the scan's positions; None: there.
         device, dtype: where and how precisely to compute.
 
     Attributes:
@@ -234,6 +77,7 @@ class ForwardModel:
         probe: npt.NDArray[np.complexfloating] | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.complex64,
+        positions_A: npt.NDArray[np.float64] | None = None,
     ) -> None:
         config = config or ModelConfig()
         check(slices >= 1, f"slices is {slices}; expected at least 1")
@@ -249,6 +93,8 @@ class ForwardModel:
         offset = (scan.positions_A - scan.positions_A.min(0)) / pixel
         last = (np.array(self.volume_shape[1:]) * config.sampling) - grid
         corner = np.minimum(np.round(offset), last).astype(np.int64)
+        if positions_A is not None:
+            offset = (positions_A - scan.positions_A.min(0)) / pixel
         if probe is None:
             probe = self._probe_on_grid(scan, grid, pixel)
         self.multislice = Multislice(
@@ -261,20 +107,33 @@ class ForwardModel:
             device,
             dtype,
         )
+        self.pixel_size_A = pixel
+        self.set_tilt(config.tilt_mrad)
         self.device, self.real_dtype = self.multislice.device, self.multislice.real_dtype
-        # fractions of the beam, zero frequency at the corner, as the FFT leaves them
-        patterns = np.fft.ifftshift(scan.patterns(), axes=(-2, -1)).astype(np.float32)
-        patterns /= np.float32(scan.electrons_per_pattern)
-        self.patterns = torch.as_tensor(patterns).to(self.device, self.real_dtype)
+        # where they are few, on the device; else each mini-batch is read when its turn comes
+        self.n_patterns, self.pattern_pixels = scan.n_patterns, n * n
+        self._scan = scan
+        held = 4 * scan.n_patterns * n * n < HELD_BYTES
+        self.patterns: Tensor | None = self._read(np.arange(scan.n_patterns)) if held else None
         self._scales: dict[Likelihood, npt.NDArray[np.float64]] = {}
         self.chunk = CPU_CHUNK
         if self.device.type != "cpu":
             per_pattern = 8 * grid**2 * (slices + 4) * len(probe)
             self.chunk = max(1, min(512, int(DEVICE_CHUNK_BYTES / per_pattern)))
 
+    def set_tilt(self, tilt_mrad: tuple[float, float]) -> None:
+        """Tilt the specimen: its columns lean towards (+y, +x) on their way down."""
+        y, x = (math.tan(1e-3 * angle) * self.slice_thickness_A / self.pixel_size_A for angle in tilt_mrad)
+        self.multislice.set_walk((y, x))
+
     def _probe_on_grid(self, scan: Scan, grid: int, pixel: float) -> npt.NDArray[np.complexfloating]:
+        modes, source = self.config.probe_modes, self.config.source_size_A
         if scan.probe is None:
-            return make_probe(scan.optics, grid, pixel)[None]
+            return make_probe_modes(scan.optics, grid, pixel, modes, source)
+        check(
+            modes == 1,
+            f"the scan has a probe of its own, of {len(scan.probe)} modes; leave probe_modes out or the probe away",
+        )
         check(
             grid == scan.n_pixels,
             f"the scan's own probe has {scan.n_pixels} px; a model of window {self.config.window} and sampling "
@@ -302,8 +161,7 @@ class ForwardModel:
 
     def measured(self, indices: npt.NDArray[np.integer]) -> Tensor:
         """(positions, ky, kx) measured patterns in the units of ``predict``."""
-        patterns = self.patterns[torch.as_tensor(indices, device=self.device)]
-        shifted: Tensor = torch.fft.fftshift(patterns, dim=(-2, -1))
+        shifted: Tensor = torch.fft.fftshift(self._data(indices), dim=(-2, -1))
         return shifted
 
     def loss(self, volume: Tensor, indices: npt.NDArray[np.integer], likelihood: Likelihood) -> float:
@@ -312,10 +170,11 @@ class ForwardModel:
         with torch.no_grad():
             transmission = self._transmission(volume)
             for part in self._chunks(indices):
-                data = self.patterns[torch.as_tensor(part, device=self.device)]
+                data = self._data(part)
+                self._note_scale(likelihood, part, data)
                 spectrum, _ = self.multislice.exit_spectrum(transmission, part)
                 total += sum64(likelihood.terms(self.multislice.intensity(spectrum), data)[0])
-        return likelihood.finish(total, self._data_scale(likelihood, indices), len(indices) * self.patterns[0].numel())[0]
+        return likelihood.finish(total, self._data_scale(likelihood, indices), len(indices) * self.pattern_pixels)[0]
 
     def loss_and_gradient(
         self, volume: Tensor, indices: npt.NDArray[np.integer], likelihood: Likelihood, want_probe: bool = False
@@ -331,35 +190,41 @@ class ForwardModel:
         Returns:
             loss (objects,) float64 on the CPU or a scalar; gradient in the shape of ``volume``; the probe's or None.
         """
+        wanted: tuple[Wanted, ...] = ("probe",) if want_probe else ()
+        loss, gradient, further = self.gradients(volume, indices, likelihood, wanted)
+        return loss, gradient, further.probe
+
+    def gradients(
+        self, volume: Tensor, indices: npt.NDArray[np.integer], likelihood: Likelihood, wanted: Collection[Wanted] = ()
+    ) -> tuple[Tensor, Tensor, Further]:
+        """As ``loss_and_gradient``, by anything that is wanted; all but the phase for one object at a time."""
         batch = self._batch(volume).detach()
-        check(not want_probe or len(batch) == 1, "the probe's gradient is for one object at a time")
+        check(not wanted or len(batch) == 1, "gradients by probe, positions and tilt are for one object at a time")
         with torch.enable_grad():
             fine = upsample(batch.requires_grad_(self.config.sampling > 1), self.config.sampling)
         with torch.no_grad():
             transmission = torch.polar(torch.ones_like(fine), fine)
             gradient = torch.zeros_like(fine)
-            probe_gradient: Tensor | None = None
+            parts: list[Further] = []
             totals = torch.zeros(len(batch), dtype=torch.float64)
             for part in self._chunks(indices):
-                data = self.patterns[torch.as_tensor(part, device=self.device)]
+                data = self._data(part)
+                self._note_scale(likelihood, part, data)
                 spectrum, waves = self.multislice.exit_spectrum(transmission, part, keep=True)
                 terms, dloss = likelihood.terms(self.multislice.intensity(spectrum), data)
                 totals += torch.tensor([sum64(t) for t in terms], dtype=torch.float64)
-                part_gradient = self.multislice.adjoint(transmission, part, spectrum, waves, dloss, gradient, want_probe)
-                if part_gradient is not None:
-                    probe_gradient = part_gradient if probe_gradient is None else probe_gradient + part_gradient
-            scale, n_pixels = self._data_scale(likelihood, indices), len(indices) * self.patterns[0].numel()
+                parts.append(self.multislice.adjoint(transmission, part, spectrum, waves, dloss, gradient, wanted))
+            scale, n_pixels = self._data_scale(likelihood, indices), len(indices) * self.pattern_pixels
             finished = [likelihood.finish(float(t), scale, n_pixels) for t in totals]
             factors = torch.tensor([f for _, f in finished], dtype=self.real_dtype, device=self.device)
             gradient *= factors[:, None, None, None]
-            if probe_gradient is not None:
-                probe_gradient = probe_gradient * factors[0]
+            further = _add(parts, finished[0][1])
         if self.config.sampling > 1:
             (gradient,) = torch.autograd.grad(fine, batch, gradient)
         losses = torch.tensor([value for value, _ in finished], dtype=torch.float64)
         if volume.ndim == 3:
-            return losses[0], gradient[0], probe_gradient
-        return losses, gradient, probe_gradient
+            return losses[0], gradient[0], further
+        return losses, gradient, further
 
     def crop(self, volume: npt.NDArray[V]) -> npt.NDArray[V]:
         """The part of a model's volume that lies on the object field."""
@@ -368,10 +233,26 @@ class ForwardModel:
         m = self.margin
         return volume[..., m:-m, m:-m]
 
+    def _data(self, indices: npt.NDArray[np.integer]) -> Tensor:
+        """(positions, ky, kx) measured fractions of the beam, zero frequency at the corner."""
+        if self.patterns is None:
+            return self._read(indices)
+        return self.patterns[torch.as_tensor(indices, device=self.device)]
+
+    def _read(self, indices: npt.NDArray[np.integer]) -> Tensor:
+        patterns = np.fft.ifftshift(self._scan.patterns_at(indices), axes=(-2, -1)).astype(np.float32)
+        patterns /= np.float32(self._scan.electrons_per_pattern)
+        return torch.as_tensor(patterns).to(self.device, self.real_dtype)
+
     def _data_scale(self, likelihood: Likelihood, indices: npt.NDArray[np.integer]) -> float:
-        if likelihood not in self._scales:
-            self._scales[likelihood] = np.array([likelihood.data_scale(pattern) for pattern in self.patterns])
         return float(self._scales[likelihood][indices].sum())
+
+    def _note_scale(self, likelihood: Likelihood, indices: npt.NDArray[np.integer], data: Tensor) -> None:
+        """Keep what these patterns add to the scale of the loss: for patterns in a file, while they are at hand."""
+        scales = self._scales.setdefault(likelihood, np.full(self.n_patterns, np.nan))
+        for index, pattern in zip(indices.tolist(), data, strict=True):
+            if np.isnan(scales[index]):
+                scales[index] = likelihood.data_scale(pattern)
 
     def _transmission(self, volume: Tensor) -> Tensor:
         fine = upsample(self._batch(volume), self.config.sampling)
@@ -386,6 +267,18 @@ class ForwardModel:
 
     def _chunks(self, indices: npt.NDArray[np.integer]) -> list[npt.NDArray[np.integer]]:
         return [indices[i : i + self.chunk] for i in range(0, len(indices), self.chunk)]
+
+
+def _add(parts: list[Further], factor: float) -> Further:
+    """Gradients of several chunks of patterns as one: positions after each other, all else in sum."""
+    if not parts:
+        return Further()
+    values: dict[str, Tensor | None] = {}
+    for field in fields(Further):
+        each = [getattr(part, field.name) for part in parts]
+        joined = None if each[0] is None else torch.cat(each) if field.name == "shifts" else torch.stack(each).sum(0)
+        values[field.name] = None if joined is None else joined * factor
+    return Further(**values)
 
 
 def predict_pattern(
@@ -426,9 +319,3 @@ def upsample(volume: Tensor, factor: int) -> Tensor:
     padded = torch.nn.functional.pad(spectrum, (left, right, top, bottom))
     fine: Tensor = torch.fft.ifft2(torch.fft.ifftshift(padded, dim=(-2, -1))).real * factor**2
     return fine
-
-
-def detector_indices(n_detector: int, n_grid: int, stride: int) -> npt.NDArray[np.int64]:
-    """Indices, along one axis of a corner-centred FFT grid, of the frequencies a detector's pixels see."""
-    pixel = np.fft.ifftshift(np.arange(n_detector) - n_detector // 2)
-    return (pixel * stride) % n_grid

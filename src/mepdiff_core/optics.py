@@ -154,6 +154,76 @@ def make_probe(optics: Optics, n: int, pixel_size_A: float) -> npt.NDArray[np.co
     return np.asarray(probe / np.sqrt(np.sum(np.abs(probe) ** 2)))
 
 
+def off_axis_probe(
+    optics: Optics, n: int, pixel_size_A: float, offset_px: tuple[float, float]
+) -> npt.NDArray[np.complex128]:
+    """As ``make_probe``, of an aperture that lies off the middle of the detector by (y, x) of its pixels.
+
+    Aberrations stay centred on the aperture.
+    """
+    step = 1 / (n * pixel_size_A)
+    ky, kx = frequencies(n, pixel_size_A)
+    ky, kx = ky - offset_px[0] * step, kx - offset_px[1] * step
+    spectrum = (np.hypot(ky, kx) <= optics.k_aperture_invA) * np.exp(-1j * aberration_phase(optics, ky, kx))
+    probe = np.fft.fftshift(np.fft.ifft2(spectrum))
+    return np.asarray(probe / np.sqrt(np.sum(np.abs(probe) ** 2)))
+
+
+LEAST_COHERENCE = 0.9
+"""Fewer modes than hold this part of the probe explain patterns worse than a point source does."""
+SOURCE_NODES = 7
+"""Points along each axis that a source of finite size is integrated over, by Gauss and Hermite's rule."""
+
+
+def make_probe_modes(
+    optics: Optics, n: int, pixel_size_A: float, modes: int = 1, source_size_A: float = 0.0
+) -> npt.NDArray[np.complex128]:
+    """The probe of a source of finite size, as its strongest incoherent modes.
+
+    Probes from all points of a Gaussian source add up as intensities; the modes are the eigenvectors of their mutual
+    coherence, the orthogonal ones that hold most of it. Source: Thibault & Menzel, Nature 494 (2013) 68.
+
+    Args:
+        optics: the microscope.
+        n, pixel_size_A: the window.
+        modes: how many to keep.
+        source_size_A: full width at half maximum of the source's image on the specimen, Å.
+
+    Returns:
+        (modes, n, n) complex128, the strongest first, all intensities together summing to 1.
+
+    Raises:
+        InputError: too few modes for a source of this size.
+    """
+    probe = make_probe(optics, n, pixel_size_A)
+    if source_size_A == 0 or modes == 1:
+        check(modes == 1, f"probe_modes is {modes} for a source of no size; give source_size_A, or 1 mode")
+        return probe[None]
+    nodes, weights = np.polynomial.hermite_e.hermegauss(SOURCE_NODES)
+    places = nodes * source_size_A / math.sqrt(8 * math.log(2))
+    ky, kx = frequencies(n, pixel_size_A)
+    spectrum = np.fft.fft2(np.fft.ifftshift(probe))
+    shifted = np.stack(
+        [
+            math.sqrt(wy * wx) * np.fft.ifft2(spectrum * np.exp(-2j * math.pi * (ky * y + kx * x))).ravel()
+            for y, wy in zip(places, weights, strict=True)
+            for x, wx in zip(places, weights, strict=True)
+        ]
+    )
+    check(modes <= len(shifted), f"probe_modes is {modes}; expected at most {len(shifted)}")
+    values, vectors = np.linalg.eigh(shifted.conj() @ shifted.T)
+    share = np.cumsum(values[::-1]) / values.sum()
+    check(
+        share[modes - 1] >= LEAST_COHERENCE,
+        f"{modes} modes hold {share[modes - 1]:.0%} of the probe of a source of {source_size_A:g} Å; take "
+        f"probe_modes={1 + int(np.argmax(share >= LEAST_COHERENCE))} or more",
+    )
+    strongest = np.argsort(values)[::-1][:modes]
+    found = (vectors[:, strongest].T @ shifted).reshape(modes, n, n)
+    found = np.fft.fftshift(found, axes=(1, 2))
+    return np.asarray(found / np.sqrt(np.sum(np.abs(found) ** 2)))
+
+
 def propagator(
     energy_eV: float, n: int, pixel_size_A: float, distance_A: float, paraxial: bool = False
 ) -> npt.NDArray[np.complex128]:

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from mepdiff_core.baselines import check_finite
 from mepdiff_core.batches import make_batches
@@ -24,9 +23,10 @@ from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import atomic_path
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import make_likelihood
+from mepdiff_core.refinement import ProbeSpectrum
 from mepdiff_core.scan import Scan, specimen_slices
 from mepdiff_core.settings import ModelConfig, ProbeFitConfig
-from mepdiff_core.states import Checkpoint, ProbeState
+from mepdiff_core.states import Checkpoint, ProbeState, Refined
 
 
 def fit_probe(
@@ -66,11 +66,8 @@ def fit_probe(
         models.append(ForwardModel(scan, slices, config.slice_thickness_A, ModelConfig(), first.get_probe(), device))
     device = models[0].device
 
-    k = torch.fft.fftfreq(first.n_pixels, first.pixel_size_A, device=device)
-    support = (k[:, None] ** 2 + k[None, :] ** 2).sqrt() <= config.support * first.optics.k_aperture_invA
-    unit = 1 / math.sqrt(math.pi * (first.optics.k_aperture_invA / first.k_step_invA) ** 2)
-    start = torch.fft.fft2(models[0].multislice.probe, norm="ortho") * support
-    spectrum = torch.nn.Parameter(torch.view_as_real(start / unit).clone())
+    shared = ProbeSpectrum(models[0], first, config.support)
+    spectrum = shared.parameter
     volumes = [torch.nn.Parameter(torch.zeros(m.volume_shape, device=device)) for m in models]
     probe_optimizer = torch.optim.Adam([spectrum], lr=config.probe_learning_rate, betas=(0.9, 0.99))
     optimizers = [torch.optim.Adam([v], lr=config.learning_rate) for v in volumes]
@@ -92,8 +89,8 @@ def fit_probe(
         losses = []
         for index, (model, volume, optimizer) in enumerate(zip(models, volumes, optimizers, strict=True)):
             rng = np.random.default_rng([config.seed, 3, index, step])
-            for batch in make_batches(np.arange(len(model.patterns)), config.batch_size, rng):
-                model.multislice.set_probe(_to_probe(spectrum, unit))
+            for batch in make_batches(np.arange(model.n_patterns), config.batch_size, rng):
+                model.multislice.set_probe(shared.probe())
                 loss, gradient, by_probe = model.loss_and_gradient(volume.detach(), batch, likelihood, want_probe=True)
                 if not math.isfinite(float(loss)):
                     raise Diverged(f"the probe fit diverged in iteration {step}; lower probe_learning_rate or learning_rate")
@@ -101,16 +98,15 @@ def fit_probe(
                 losses.append(float(loss))
                 volume.grad = gradient
                 optimizer.step()
-                spectrum.grad = torch.view_as_real(torch.fft.fft2(by_probe, norm="ortho") * support * unit).contiguous()
+                shared.set_gradient(by_probe)
                 probe_optimizer.step()
+                shared.normalise()
                 with torch.no_grad():
                     if config.positivity:
                         volume.clamp_(min=0)
-                    # the beam's electrons are known: the probe's intensity stays 1
-                    spectrum.div_(unit * spectrum.square().sum().sqrt())
             check_finite(volume, step)
         seconds += time.perf_counter() - began
-        probe = _to_probe(spectrum, unit).detach().cpu().numpy().astype(np.complex64)
+        probe = shared.probe().cpu().numpy().astype(np.complex64)
         saved: dict[str, npt.NDArray[np.generic]] = {"step": np.array(step), "seconds": np.array(seconds)}
         for name, (parameter, optimizer) in tensors.items():
             saved[f"{name}.value"] = np.array(parameter.detach().cpu().numpy())
@@ -130,11 +126,6 @@ def fit_probe(
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def _to_probe(spectrum: Tensor, unit: float) -> Tensor:
-    probe: Tensor = torch.fft.ifft2(torch.view_as_complex(spectrum.detach()) * unit, norm="ortho")
-    return probe
 
 
 def probe_overlap(a: npt.NDArray[np.complexfloating], b: npt.NDArray[np.complexfloating]) -> float:
@@ -166,16 +157,66 @@ def probe_overlap(a: npt.NDArray[np.complexfloating], b: npt.NDArray[np.complexf
 
 def save_probe(probe: npt.NDArray[np.complex64], scan: Scan, path: str | Path) -> None:
     """Write a probe file: ``/probe`` (modes, y, x) complex64 with the pixel size and the energy it belongs to."""
+    _write(path, probe, scan.pixel_size_A, scan.optics.energy_eV, None)
+
+
+def save_refined(refined: Refined, path: str | Path) -> None:
+    """Write a probe file that also holds ``/positions_A`` (n, 2) as (y, x), Å."""
+    _write(path, refined.probe, refined.pixel_size_A, refined.energy_eV, refined.positions_A)
+
+
+def _write(
+    path: str | Path,
+    probe: npt.NDArray[np.complex64],
+    pixel_size_A: float,
+    energy_eV: float,
+    positions_A: npt.NDArray[np.float64] | None,
+) -> None:
     import h5py
 
     buffer = io.BytesIO()  # as for scans: a full disk must not take HDF5, and the process, down
     with h5py.File(buffer, "w") as file:
         file.attrs["format"] = "mepdiff-probe"
         data = file.create_dataset("probe", data=probe)
-        data.attrs["pixel_size_A"] = scan.pixel_size_A
-        data.attrs["energy_eV"] = scan.optics.energy_eV
+        data.attrs["pixel_size_A"] = pixel_size_A
+        data.attrs["energy_eV"] = energy_eV
+        if positions_A is not None:
+            file.create_dataset("positions_A", data=positions_A).attrs["axes"] = "y, x"
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def load_refined(path: str | Path) -> Refined:
+    """What ``save_refined`` wrote.
+
+    Raises:
+        InputError: no such file, or a probe file without positions.
+    """
+    import h5py
+
+    check(Path(path).exists(), f"{path}: no such file")
+    try:
+        with h5py.File(path, "r") as file:
+            check("positions_A" in file, f"{path} holds no positions; give the refined.h5 of a run that has refined them")
+            data = file["probe"]
+            probe, positions = data[()].astype(np.complex64), file["positions_A"][()].astype(np.float64)
+            return Refined(probe, positions, float(data.attrs["pixel_size_A"]), float(data.attrs["energy_eV"]))
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read as a file of refined positions ({' '.join(str(error).split())})") from None
+
+
+def with_positions(scan: Scan, path: str | Path) -> Scan:
+    """The scan with the positions that a run has found put in.
+
+    Raises:
+        InputError: no such file, or positions of another scan.
+    """
+    positions = load_refined(path).positions_A
+    check(
+        positions.shape == scan.positions_A.shape,
+        f"{path} holds {len(positions)} positions; the scan has {scan.n_patterns}",
+    )
+    return replace(scan, positions_A=positions)
 
 
 def with_probe(scan: Scan, path: str | Path) -> Scan:

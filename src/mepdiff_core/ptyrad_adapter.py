@@ -6,6 +6,8 @@ and probe optimised), so every setting its model reads is given here in full, wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mepdiff_core.config import check
+from mepdiff_core.files import atomic_path
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import INTENSITY_FLOOR, Poisson
 from mepdiff_core.settings import Constraints
@@ -57,6 +60,11 @@ class PtyRADEngine:
             model.config.window == 1 and model.config.sampling == 1,
             "PtyRAD models the detector's own window and pixel; use engine fast for model window or sampling above 1",
         )
+        check(
+            model.patterns is not None,
+            f"PtyRAD holds all {model.n_patterns} patterns in memory, and these are too large; use engine=fast",
+        )
+        assert model.patterns is not None
         waves = model.multislice
         device = str(waves.device)
         patterns = torch.fft.fftshift(model.patterns, dim=(-2, -1)).cpu().numpy()
@@ -207,3 +215,33 @@ def _constraint_params(constraints: Constraints) -> dict[str, dict[str, Any]]:
     if constraints.positivity:
         params["objp_postiv"].update(start_iter=1, relax=0.0, mode="clip_neg")
     return params
+
+
+def write_result(model: ForwardModel, volume: npt.NDArray[np.floating], path: str | Path, losses: Sequence[float]) -> None:
+    """Write a volume as PtyRAD writes its results (its HDF5 "model"), by PtyRAD itself; it can go on from there.
+
+    Args:
+        model: gives positions, probe and geometry; of window and sampling 1.
+        volume: (slices, y, x) on the scan's object field, rad.
+        losses: of each pass.
+
+    Raises:
+        InputError: a model that PtyRAD does not have, or a file that cannot be written.
+    """
+    from ptyrad.io.save import make_save_dict, save_dict_to_hdf5
+
+    check(
+        volume.shape == model.volume_shape,
+        f"the volume has shape {volume.shape}; this scan's object field needs {model.volume_shape}",
+    )
+    theirs = PtyRADEngine(model, "amplitude").model
+    theirs.opt_objp.data.copy_(torch.as_tensor(np.array(volume, np.float32))[None])
+    theirs.loss_iters = [(number + 1, float(loss)) for number, loss in enumerate(losses)]
+    theirs.iter_times = [0.0]
+    # their rules for what to save, of their parameters; the rest of these is on record in the run folder
+    params = {"recon_params": {"save_result": ["model"]}}
+    everything = np.arange(len(model.multislice.corners))
+    last = {"loss_single": [float(losses[-1]) if losses else 0.0]}
+    with atomic_path(path) as temporary:
+        saved = make_save_dict(Path(path).name, theirs, params, None, None, len(losses), everything, last)
+        save_dict_to_hdf5(saved, str(temporary))

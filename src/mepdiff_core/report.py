@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from mepdiff_core.metrics import MIDDLE_PX, failure_class, poisson_deviance, r_f
 from mepdiff_core.page import figure_block, metrics_table, save_figure, write_page
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import ModelConfig
+from mepdiff_core.states import Refined
+
+JUDGED_AT_ONCE = 1 << 25
+"""Pixels of patterns that are judged together."""
 
 
 def judge(
@@ -29,33 +34,62 @@ def judge(
     heldout_fraction: float,
     seed: int,
     device: torch.device,
+    model: ModelConfig | None = None,
+    refined: Refined | None = None,
 ) -> dict[str, Any]:
     """Every metric that this scan allows.
 
     Args:
         volume: (slices, y, x) on the scan's object field, rad.
         heldout_fraction, seed: those of the run: they say which patterns it had never seen.
+        model, refined: those of the run, as for ``judging_model``.
 
     Returns:
         ``r_factor`` and ``deviance`` over the fitted patterns, ``r_heldout`` and ``deviance_heldout`` over the others (None
         without any); with a truth of the same slices also the volume metrics and ``failure_class``.
     """
-    model = ForwardModel(scan, len(volume), slice_thickness_A, ModelConfig(), device=device)
+    judge = judging_model(scan, volume, slice_thickness_A, device, model, refined)
     fit, held = split_patterns(scan.n_patterns, heldout_fraction, seed)
     tensor = torch.as_tensor(np.array(volume))
     electrons, background = scan.electrons_per_pattern, Poisson().background
     result: dict[str, Any] = {}
     for r_name, deviance_name, indices in (("r_factor", "deviance", fit), ("r_heldout", "deviance_heldout", held)):
         result[r_name] = result[deviance_name] = None
-        if len(indices):
-            predicted, measured = model.predict(tensor, indices).cpu().numpy(), scan.patterns()[indices].astype(np.float64)
-            result[r_name] = r_factor(predicted * electrons, measured)
-            result[deviance_name] = poisson_deviance(predicted * electrons, measured, background * electrons)
+        parts = np.array_split(indices, -(-len(indices) * scan.n_pixels**2 // JUDGED_AT_ONCE)) if len(indices) else []
+        values, weights = [], []
+        for part in parts:
+            predicted = judge.predict(tensor, part).cpu().numpy() * electrons
+            measured = scan.patterns_at(part).astype(np.float64)
+            values.append((r_factor(predicted, measured), poisson_deviance(predicted, measured, background * electrons)))
+            weights.append((max(float(np.sqrt(measured).sum()), 1e-300), len(part)))
+        if parts:
+            r, deviance = np.average(values, axis=0, weights=weights)
+            result[r_name], result[deviance_name] = float(r), float(deviance)
     if has_truth(scan, volume, slice_thickness_A):
         assert scan.truth is not None
         result |= volume_metrics(volume, scan.truth.phase)
         result["failure_class"] = failure_class(volume, scan.truth.phase)
     return result
+
+
+def judging_model(
+    scan: Scan,
+    volume: npt.NDArray[np.floating],
+    slice_thickness_A: float,
+    device: torch.device,
+    model: ModelConfig | None = None,
+    refined: Refined | None = None,
+) -> ForwardModel:
+    """The model every method is judged by: the detector's own pixel and window, whatever the run's were.
+
+    Args:
+        model: the run's; its probe modes and tilt are kept, for its volume is of them.
+        refined: positions and probe that the run has found; its probe counts where it fits the detector's window.
+    """
+    config = replace(model or ModelConfig(), window=1, sampling=1, paraxial=False)
+    probe = np.array(refined.probe) if refined is not None and refined.probe.shape[-1] == scan.n_pixels else None
+    positions = refined.positions_A if refined is not None else None
+    return ForwardModel(scan, len(volume), slice_thickness_A, config, probe, device, positions_A=positions)
 
 
 def has_truth(scan: Scan, volume: npt.NDArray[np.floating], slice_thickness_A: float) -> bool:
@@ -75,12 +109,15 @@ def write_report(
     title: str,
     device: torch.device,
     answer: Answer | None = None,
+    model: ModelConfig | None = None,
+    refined: Refined | None = None,
 ) -> None:
     """``report.html`` and its PNGs: slices, depth profiles, patterns and losses of one run.
 
     Args:
         volume: (slices, y, x), rad; metrics: its own, with "method"; history: rows of ``history.csv``.
         answer: of the crystal solver; None for methods that find no atoms.
+        model, refined: those of the run, as for ``judging_model``.
     """
     known = has_truth(scan, volume, slice_thickness_A)
     truth = scan.truth.phase if scan.truth is not None and known else None
@@ -100,10 +137,10 @@ def write_report(
 
     n = scan.n_patterns
     indices = np.unique(np.array([0, n // 3 + scan.shape[1] // 2, 2 * n // 3, n - 1]).clip(0, n - 1))
-    model = ForwardModel(scan, len(volume), slice_thickness_A, ModelConfig(), device=device)
-    predicted = model.predict(torch.as_tensor(np.array(volume)), indices).cpu().numpy() * scan.electrons_per_pattern
+    judge = judging_model(scan, volume, slice_thickness_A, device, model, refined)
+    predicted = judge.predict(torch.as_tensor(np.array(volume)), indices).cpu().numpy() * scan.electrons_per_pattern
     labels = [f"position {i // scan.shape[1]}, {i % scan.shape[1]}" for i in indices]
-    measured = scan.patterns()[indices].astype(float)
+    measured = scan.patterns_at(indices).astype(float)
     figure = figures.patterns_figure(measured, {str(metrics["method"]): predicted}, scan.k_step_invA, labels)
     png = save_figure(figure, folder / "patterns.png")
     caption = "Measured and predicted patterns, square root of the electrons in a pixel."

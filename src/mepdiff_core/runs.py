@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import math
 import platform
 import time
@@ -25,10 +26,10 @@ from mepdiff_core.arrays import load_arrays, save_arrays
 from mepdiff_core.cif_cells import read_cell, write_cif
 from mepdiff_core.config import check, dump_yaml, merge, read_yaml, to_dict
 from mepdiff_core.defects import defect_from
-from mepdiff_core.errors import Diverged, InputError
+from mepdiff_core.errors import Diverged, InputError, reading
 from mepdiff_core.files import atomic_path, make_folder, write_text
 from mepdiff_core.settings import EMBEDDED, CrystalConfig, MepdiffConfig, SamplerConfig
-from mepdiff_core.states import CrystalState, SampleState, State
+from mepdiff_core.states import CrystalState, Refined, SampleState, State
 from mepdiff_core.structure_files import read_crystal
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ CELLS = ("crystal.cif", "crystal-2.cif")
 SAMPLES = ("samples.ome.tif", "mean.ome.tif", "std.ome.tif")
 MASK = "illuminated.ome.tif"
 """Where electrons went (1): beyond it, a posterior sampler's volume is the prior's invention."""
+REFINED = "refined.h5"
+"""Probe and positions that a run has found together with the specimen."""
 SAVE_EVERY_S = 15.0
 
 
@@ -97,10 +100,13 @@ class RunFolder:
         checkpoint = folder.load_checkpoint()
         history = path / "history.csv"
         if history.exists() and (finished or checkpoint is not None):
-            with history.open(newline="", encoding="utf-8") as file:
-                folder.history = list(csv.DictReader(file))
-            if checkpoint is not None and not finished:
-                folder.history = [row for row in folder.history if int(row["step"]) <= int(checkpoint["step"])]
+            try:
+                with history.open(newline="", encoding="utf-8") as file:
+                    folder.history = list(csv.DictReader(file))
+                if checkpoint is not None and not finished:
+                    folder.history = [row for row in folder.history if int(row["step"]) <= int(checkpoint["step"])]
+            except (csv.Error, KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{history} is damaged ({error}); remove {path} and start again") from None
         check(not finished or len(folder.history) > 0, f"{history} is missing or empty; remove {path} and start again")
         return folder
 
@@ -156,6 +162,8 @@ class RunFolder:
         write_text(self.path / "metrics.json", json.dumps(finite(metrics), indent=2) + "\n")
 
     def _save(self, state: State, checkpoint: bool = True) -> None:
+        from mepdiff_core.probe import save_refined
+
         write_volume(self.path / "volume.ome.tif", state.volume, self._voxel, self._origin)
         table = io.StringIO()
         names = dict.fromkeys(name for row in self.history for name in row)  # a method may have states of several kinds
@@ -174,6 +182,8 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             else:
                 write_volume(self.path / name, array, self._voxel, self._origin)
+        if state.refined is not None:
+            save_refined(state.refined, self.path / REFINED)
         if isinstance(state, SampleState):
             write_volume(self.path / MASK, state.illuminated[None].astype(np.float32), self._voxel, self._origin)
         if checkpoint and state.checkpoint:
@@ -194,6 +204,12 @@ class RunFolder:
         defects = tuple(defect_from(entry) for entry in self.record.get("defects") or ())
         return Answer(cell, alternative, str(self.record["verdict"] or ""), defects)
 
+    def read_refined(self) -> Refined | None:
+        """Probe and positions that the run has found; None where it looked for none."""
+        from mepdiff_core.probe import load_refined
+
+        return load_refined(self.path / REFINED) if (self.path / REFINED).exists() else None
+
     def _write_record(self) -> None:
         write_text(self.path / "run.yaml", dump_yaml(self.record))
 
@@ -205,8 +221,9 @@ class Run:
         scan_path: our HDF5 scan.
         out: run folder, new, or with ``resume`` that of an interrupted run of the same scan and method.
         method, settings, device: as for ``reconstruct``.
-        start: a TIFF volume to start from.
+        start: a TIFF volume to start from, or a result of PtyRAD (HDF5).
         probe: a probe file to use instead of the scan's own.
+        positions: the refined.h5 of a run whose positions to use instead of the scan's own.
         calibration: values of the scan's calibration to change, as for ``calibrate``.
         resume: go on where the run stopped, with the settings, start, probe and calibration it has on record. A finished
             run has nothing left to do: only its metrics and report are made again.
@@ -231,9 +248,11 @@ class Run:
         probe: str | Path | None = None,
         calibration: Mapping[str, Any] | None = None,
         resume: bool = False,
+        positions: str | Path | None = None,
     ) -> None:
         from mepdiff_core.calibration import calibrate, calibration_of
-        from mepdiff_core.probe import with_probe
+        from mepdiff_core.probe import with_positions, with_probe
+        from mepdiff_core.ptyrad_import import read_start
         from mepdiff_core.reconstruction import choose_device, method_config, volume_grid
         from mepdiff_core.scan import load_scan
 
@@ -261,6 +280,7 @@ class Run:
             )
             self.config = recorded
             start, probe = _recorded_file(record, "start", start), _recorded_file(record, "probe", probe)
+            positions = _recorded_file(record, "positions", positions)
             for name, field in _files_of(self.config).items():
                 file = _recorded_file(record, name, None)
                 if file is not None:  # from whatever folder this is run
@@ -275,8 +295,10 @@ class Run:
             )
             calibration = kept
         scan = calibrate(scan, calibration or {})
+        scan = scan if positions is None else with_positions(scan, positions)
         self.scan = scan if probe is None else with_probe(scan, probe)
-        self._start = None if start is None or self._checkpoint is not None else read_volume(start)
+        thickness = self.config.slice_thickness_A
+        self._start = None if start is None or self._checkpoint is not None else read_start(start, self.scan, thickness)
         named = {name: attrgetter(field)(self.config) for name, field in _files_of(self.config).items()}
         named = {name: path for name, path in named.items() if path is not None and path != EMBEDDED}
         for path in named.values():
@@ -294,9 +316,11 @@ class Run:
                     "input": Path(scan_path).name,
                     "input_sha256": digest,
                     "calibration": dict(calibration or {}),
+                    **({"prepared": self.scan.info["prepared"]} if "prepared" in self.scan.info else {}),
                     "start": _file_record(start),
                     **{name: _file_record(path) for name, path in named.items()},
                     "probe": _file_record(probe),
+                    **({"positions": _file_record(positions)} if positions is not None else {}),
                     "device": str(self.device),
                     "voxel_size_A": list(voxel),
                     "origin_A": list(origin),
@@ -323,6 +347,8 @@ class Run:
                 yield state
         if volume is None:
             volume = read_volume(self.folder.path / "volume.ome.tif")
+        model = getattr(self.config, "model", None)
+        refined = self.folder.read_refined()
         row = self.folder.history[-1]
         thickness = self.config.slice_thickness_A
         self.metrics = {
@@ -330,7 +356,9 @@ class Run:
             "steps": int(row["step"]),
             "volume_step": int(row["volume_step"]),
             "seconds": float(row["seconds"]),
-            **judge(self.scan, volume, thickness, self.config.heldout_fraction, self.config.seed, self.device),
+            **judge(
+                self.scan, volume, thickness, self.config.heldout_fraction, self.config.seed, self.device, model, refined
+            ),
         }
         calls = [int(r["network_calls"]) for r in self.folder.history if r.get("network_calls")]
         if calls:
@@ -356,6 +384,8 @@ class Run:
             self._title,
             self.device,
             answer,
+            model,
+            refined,
         )
 
 
@@ -434,10 +464,10 @@ def read_volume(path: str | Path) -> npt.NDArray[np.float32]:
     import tifffile
 
     check(Path(path).exists(), f"{path}: no such file")
-    try:
-        volume = tifffile.imread(path)
-    except (OSError, ValueError, tifffile.TiffFileError) as error:
-        raise InputError(f"{path} cannot be read as a TIFF volume ({' '.join(str(error).split())})") from None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say of damaged files is said by us
+    with reading(path, "a TIFF volume"), tifffile.TiffFile(path) as file:
+        check(len(file.pages) > 0, f"{path} has no pages")  # counted first: a damaged chain would be walked for ever
+        volume = file.asarray()
     volume = volume[None] if volume.ndim == 2 else volume  # TIFF does not tell one slice from an image
     check(volume.ndim == 3, f"{path} has shape {volume.shape}; expected (z, y, x)")
     return np.asarray(volume, np.float32)

@@ -10,10 +10,11 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,17 @@ import numpy.typing as npt
 from mepdiff_core.config import check, from_dict, to_dict
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import atomic_path
+from mepdiff_core.lazy_counts import LAZY_FROM_BYTES, FileCounts, is_lazy
 from mepdiff_core.optics import Optics, make_probe
+
+if TYPE_CHECKING:
+    from mepdiff_core.calibration import Calibration
+    from mepdiff_core.raw_scan import ScanOptions
 
 FORMAT = "mepdiff-scan"
 FORMAT_VERSION = 1
+SPARE_BYTES = 16 << 20
+"""Left free on the disk: where it is full, HDF5 brings the whole process down."""
 
 
 def raster_positions(shape: tuple[int, int], step_A: float, rotation_deg: float = 0.0) -> npt.NDArray[np.float64]:
@@ -63,7 +71,8 @@ class Scan:
     """A 4D-STEM scan.
 
     Attributes:
-        counts: (scan_y, scan_x, ky, kx) electrons, zero frequency at index n // 2.
+        counts: (scan_y, scan_x, ky, kx) electrons, zero frequency at index n // 2; large ones are ``LazyCounts``, which
+            stay in their file and are indexed like an array.
         positions_A: (scan_y * scan_x, 2) float64 as (y, x), Å.
         optics: the microscope.
         k_step_invA: width of a detector pixel, 1/Å.
@@ -94,7 +103,9 @@ class Scan:
         check(shape[2] == shape[3], f"patterns are {shape[2]} x {shape[3]} px; crop or pad them to a square")
         check(shape[2] % 2 == 0, f"patterns are {shape[2]} x {shape[3]} px; crop or pad them to an even size")
         check(self.counts.dtype.kind in "uif", f"counts holds {self.counts.dtype}; expected integers or floats")
-        bad = [int(np.count_nonzero(~(row >= 0) | ~np.isfinite(row))) for row in self.counts]
+        # lazy counts are checked when they are read
+        rows = () if is_lazy(self.counts) or self.counts.dtype.kind == "u" else self.counts
+        bad = [int(np.count_nonzero(~(row >= 0) | ~np.isfinite(row))) for row in rows]
         check(not any(bad), f"counts has {sum(bad)} pixels that are negative or not a number; mask or clip them first")
         check(any(row.any() for row in self.counts), "counts are all zero; nothing was measured")
         n = shape[0] * shape[1]
@@ -152,8 +163,13 @@ class Scan:
         return 1 / (self.k_step_invA * self.n_pixels)
 
     def patterns(self) -> npt.NDArray[np.generic]:
-        """(n, ky, kx): one pattern a position."""
-        return self.counts.reshape(self.n_patterns, self.n_pixels, self.n_pixels)
+        """(n, ky, kx): one pattern a position, all in memory."""
+        return np.asarray(self.counts).reshape(self.n_patterns, self.n_pixels, self.n_pixels)
+
+    def patterns_at(self, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.generic]:
+        """(indices, ky, kx): the patterns of these positions alone."""
+        rows, columns = np.divmod(np.asarray(indices), self.shape[1])
+        return np.stack([np.asarray(self.counts[r, c]) for r, c in zip(rows.tolist(), columns.tolist(), strict=True)])
 
     def get_probe(self) -> npt.NDArray[np.complex64]:
         """(modes, y, x): the scan's own probe, else the one its optics give."""
@@ -175,42 +191,76 @@ def specimen_slices(scan: Scan, slices: int | None, slice_thickness_A: float) ->
     return max(1, round(scan.thickness_A / slice_thickness_A))
 
 
-def save_scan(scan: Scan, path: str | Path) -> None:
+def save_scan(scan: Scan, path: str | Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Write a scan to HDF5, atomically.
+
+    Args:
+        progress: called with the rows written and all of them, where counts are lazy and it takes its time.
 
     Raises:
         InputError: the folder is missing, read-only or full.
     """
     import h5py
 
+    if is_lazy(scan.counts):
+        _save_by_rows(scan, Path(path), progress)
+        return
     # in memory first: where the disk is full, HDF5 brings the whole process down
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["optics"] = json.dumps(to_dict(scan.optics))
-        file.attrs["k_step_invA"] = scan.k_step_invA
-        file.attrs["electrons_per_pattern"] = scan.electrons_per_pattern
-        if scan.thickness_A is not None:
-            file.attrs["thickness_A"] = scan.thickness_A
-        file.attrs["info"] = json.dumps(dict(scan.info))
-        chunks = (1, 1, scan.n_pixels, scan.n_pixels)
-        counts = file.create_dataset(
-            "counts", data=scan.counts, chunks=chunks, compression="gzip", compression_opts=2, shuffle=True
-        )
-        counts.attrs["axes"] = "scan_y, scan_x, ky, kx"
-        counts.attrs["unit"] = "electrons"
-        file.create_dataset("positions_A", data=scan.positions_A).attrs["axes"] = "y, x"
-        if scan.probe is not None:
-            file.create_dataset("probe", data=scan.probe)
-        if scan.truth is not None:
-            phase = file.create_dataset(
-                "truth/phase", data=scan.truth.phase, compression="gzip", compression_opts=4, shuffle=True
-            )
-            phase.attrs["voxel_size_A"] = scan.truth.voxel_size_A
-            phase.attrs["origin_A"] = scan.truth.origin_A
+        make_counts(file, scan.counts.shape, scan.counts.dtype)[...] = scan.counts
+        _write_all_but_counts(file, scan)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def _save_by_rows(scan: Scan, path: Path, progress: Callable[[int, int], None] | None) -> None:
+    import h5py
+
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        counts = make_counts(file, scan.counts.shape, scan.counts.dtype)
+        for number, row in enumerate(scan.counts):
+            free = shutil.disk_usage(path.absolute().parent).free
+            check(free > row.nbytes + SPARE_BYTES, f"{path} cannot be written: the disk is full; free some space")
+            counts[number] = row
+            if progress is not None:
+                progress(number + 1, len(scan.counts))
+        _write_all_but_counts(file, scan)
+
+
+def _write_all_but_counts(file: Any, scan: Scan) -> None:
+    write_about(file, scan)
+    if scan.probe is not None:
+        file.create_dataset("probe", data=scan.probe)
+    if scan.truth is not None:
+        phase = file.create_dataset(
+            "truth/phase", data=scan.truth.phase, compression="gzip", compression_opts=4, shuffle=True
+        )
+        phase.attrs["voxel_size_A"] = scan.truth.voxel_size_A
+        phase.attrs["origin_A"] = scan.truth.origin_A
+
+
+def make_counts(file: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """The data set of counts of a scan file, to be filled; chunks of one pattern."""
+    counts = file.create_dataset(
+        "counts", shape, dtype, chunks=(1, 1, *shape[2:]), compression="gzip", compression_opts=2, shuffle=True
+    )
+    counts.attrs["axes"] = "scan_y, scan_x, ky, kx"
+    counts.attrs["unit"] = "electrons"
+    return counts
+
+
+def write_about(file: Any, scan: Scan) -> None:
+    """What a scan file says beside the counts."""
+    file.attrs["format"] = FORMAT
+    file.attrs["format_version"] = FORMAT_VERSION
+    file.attrs["optics"] = json.dumps(to_dict(scan.optics))
+    file.attrs["k_step_invA"] = scan.k_step_invA
+    file.attrs["electrons_per_pattern"] = scan.electrons_per_pattern
+    if scan.thickness_A is not None:
+        file.attrs["thickness_A"] = scan.thickness_A
+    file.attrs["info"] = json.dumps(dict(scan.info))
+    file.create_dataset("positions_A", data=scan.positions_A).attrs["axes"] = "y, x"
 
 
 def is_scan(path: str | Path) -> bool:
@@ -224,8 +274,33 @@ def is_scan(path: str | Path) -> bool:
         return False
 
 
-def load_scan(path: str | Path) -> Scan:
-    """Read a scan.
+def load_scan(
+    path: str | Path, calibration: Calibration | Mapping[str, Any] | None = None, options: ScanOptions | None = None
+) -> Scan:
+    """Read a scan, from our own file or from one of the formats of docs/formats.md.
+
+    Args:
+        path: the file.
+        calibration: what to use instead of, or beside, what the file says: ``{"optics": {"energy_eV": 300e3}, ...}``.
+        options: of other formats: scan shape, key, pattern size.
+
+    Raises:
+        InputError: missing, empty, truncated or of no known kind; its contents do not fit together; or another format's file
+            that does not say all of how it was taken (the message names every missing value).
+    """
+    from mepdiff_core.calibration import calibrate
+    from mepdiff_core.convert import load_foreign
+    from mepdiff_core.readers import is_foreign
+
+    if is_foreign(path):
+        return load_foreign(path, calibration, options)
+    check(options is None or options == type(options)(), f"{path} is no file of another format: it takes no key or shape")
+    scan = _load_own(path)
+    return scan if calibration is None else calibrate(scan, calibration)
+
+
+def _load_own(path: str | Path) -> Scan:
+    """Read a scan file of ours.
 
     Raises:
         InputError: missing, empty, truncated or of another kind; or its contents do not fit together.
@@ -253,7 +328,7 @@ def load_scan(path: str | Path) -> Scan:
             info = json.loads(file.attrs["info"])
             check(isinstance(info, dict), f"info is {info!r}; expected names and values")
             values: dict[str, Any] = {
-                "counts": _array(file, "counts"),
+                "counts": _counts(path, file),
                 "positions_A": _array(file, "positions_A").astype(np.float64),
                 "optics": from_dict(Optics, json.loads(file.attrs["optics"]), f"{path}: optics"),
                 "k_step_invA": float(file.attrs["k_step_invA"]),
@@ -273,6 +348,14 @@ def load_scan(path: str | Path) -> Scan:
         raise InputError(
             f"{path} cannot be read as a scan; is it truncated or of another kind? ({' '.join(str(error).split())})"
         ) from None
+
+
+def _counts(path: Path, file: Any) -> Any:
+    """The counts, or where they are large, counts that are read when they are needed."""
+    node = file["counts"]
+    if getattr(node, "ndim", 0) == 4 and node.dtype.kind in "uif" and node.size * node.dtype.itemsize >= LAZY_FROM_BYTES:
+        return FileCounts(path.absolute(), "counts", node.shape, node.dtype)
+    return _array(file, "counts")
 
 
 def _array(file: Any, name: str, kinds: str = "uif") -> npt.NDArray[Any]:

@@ -26,15 +26,26 @@ class ModelConfig:
             defocused probe leave, which otherwise wrap around.
         sampling: model pixels along one detector-limited pixel (1 / (2 k_max)). 2 models the scattering beyond k_max.
         paraxial: abTEM's paraxial propagator instead of the exact one.
+        probe_modes: incoherent modes of the probe that the optics give.
+        source_size_A: full width at half maximum of the source's image on the specimen, Å; more than one mode needs it.
+        tilt_mrad: (y, x) by which the specimen's columns lean on their way down; the volume shows them upright.
     """
 
     window: int = 1
     sampling: int = 1
     paraxial: bool = False
+    probe_modes: int = 1
+    source_size_A: float = 0.0
+    tilt_mrad: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         for name in ("window", "sampling"):
             check(1 <= getattr(self, name) <= 8, f"model {name} is {getattr(self, name)}; expected 1 to 8")
+        modes, source = self.probe_modes, self.source_size_A
+        check(1 <= modes <= 49, f"model probe_modes is {modes}; expected 1 to 49")
+        check(source >= 0, f"model source_size_A is {source:g}; expected 0 or more")
+        check((modes > 1) == (source > 0), f"probe_modes is {modes} and source_size_A {source:g}; several modes need a size")
+        check(max(map(abs, self.tilt_mrad)) <= 200, f"model tilt_mrad is {list(self.tilt_mrad)}; expected -200 to 200")
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,35 @@ class Constraints:
     def __post_init__(self) -> None:
         for name in ("depth_blur_slices", "kz_beta", "kz_alpha"):
             check(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}; expected 0 or more")
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """What is found together with the specimen by the fast engine; by default nothing.
+
+    Attributes:
+        position_rate_A: Adam's for the positions, Å a pass over the patterns; 0.05 finds drift of some tenths of an Å. 0:
+            they stay.
+        probe_rate: Adam's for the probe's spectrum, a mini-batch, in units of its mean amplitude inside the aperture; 0.01
+            mends small errors of the optics. 0: it stays.
+        probe_support: the spectrum is free within this many radii of the aperture and zero outside.
+        start: the first pass that refines.
+    """
+
+    position_rate_A: float = 0.0
+    probe_rate: float = 0.0
+    probe_support: float = 1.25
+    start: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("position_rate_A", "probe_rate"):
+            check(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}; expected 0 or more")
+        check(self.probe_support >= 1, f"probe_support is {self.probe_support:g}; expected at least 1")
+        check(self.start >= 1, f"refine start is {self.start}; expected at least 1")
+
+    @property
+    def active(self) -> bool:
+        return self.position_rate_A > 0 or self.probe_rate > 0
 
 
 def _check_common(heldout: float, slices: int | None, thickness: float, seed: int) -> None:
@@ -82,7 +122,8 @@ class AdamConfig:
         slices: number of slices; null: the scan's thickness over slice_thickness_A.
         slice_thickness_A: Å.
         engine: ptyrad (its own model and loss) or fast (ours, equal to 1e-5).
-        model: window and sampling of the fast engine's model.
+        model: window and sampling of the fast engine's model; probe modes and tilt of both.
+        refine: positions and probe, found together with the specimen by the fast engine.
         seed: of mini-batches and held-out patterns.
     """
 
@@ -98,9 +139,11 @@ class AdamConfig:
     slice_thickness_A: float = 1.6
     engine: EngineName = "ptyrad"
     model: ModelConfig = field(default_factory=ModelConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check(not self.refine.active or self.engine == "fast", "refine needs engine fast; set engine=fast")
         check(self.iterations >= 1, f"iterations is {self.iterations}; expected at least 1")
         check(self.learning_rate > 0, f"learning_rate is {self.learning_rate:g}; expected more than 0")
         check(self.patience is None or self.patience >= 1, f"patience is {self.patience}; expected at least 1 or null")
@@ -399,3 +442,52 @@ class ProbeFitConfig:
         check(self.probe_learning_rate > 0, f"probe_learning_rate is {self.probe_learning_rate:g}; expected more than 0")
         check(self.support >= 1, f"support is {self.support:g}; expected at least 1")
         check(self.seed >= 0, f"seed is {self.seed}; expected 0 or more")
+
+
+@dataclass(frozen=True)
+class ThicknessConfig:
+    """How to find a specimen's thickness, and its tilt, by patterns that are not fitted.
+
+    Attributes:
+        lowest_A, highest_A: thicknesses to try, Å.
+        candidates: how many, evenly from the one to the other.
+        slice_thickness_A: Å, about; each thickness is cut into a whole number of slices.
+        even: one phase for all depths: columns along the beam, as in a crystal on a zone axis. Far sharper than a volume
+            that is free along the beam, and needed to find a tilt.
+        tilt: find the tilt too.
+        tilt_rate_mrad: Adam's for the tilt, mrad a mini-batch; it falls to a tenth along the fit.
+        iterations: passes over the patterns for each thickness.
+        batch_size: patterns a mini-batch.
+        learning_rate: Adam's, rad; it falls to a tenth along the fit.
+        heldout_fraction: part of the patterns kept out of the fit, drawn by the seed.
+        model: window and sampling of the model, probe modes, and the tilt to begin with.
+        seed: of mini-batches and held-out patterns.
+    """
+
+    lowest_A: float = 5.0
+    highest_A: float = 40.0
+    candidates: int = 8
+    slice_thickness_A: float = 1.6
+    even: bool = True
+    tilt: bool = False
+    tilt_rate_mrad: float = 0.5
+    iterations: int = 15
+    batch_size: int = 16
+    learning_rate: float = 0.05
+    heldout_fraction: float = 0.1
+    model: ModelConfig = field(default_factory=ModelConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(
+            0 < self.lowest_A <= self.highest_A <= 5000,
+            f"lowest_A is {self.lowest_A:g} and highest_A {self.highest_A:g}; expected the first above 0 and not above the "
+            "second, of at most 5000",
+        )
+        for name in ("candidates", "iterations", "batch_size"):
+            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("learning_rate", "tilt_rate_mrad"):
+            check(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}; expected more than 0")
+        check(self.heldout_fraction > 0, "heldout_fraction is 0; thicknesses are judged by patterns held out")
+        check(self.even or not self.tilt, "a volume free along the beam leans by itself; set even=true to find a tilt")
+        _check_common(self.heldout_fraction, None, self.slice_thickness_A, self.seed)

@@ -139,7 +139,8 @@ def simulate_steps(crystal: Crystal | str | Path, config: SimulationConfig | Non
     """As ``simulate_scan``, yielding progress."""
     import torch
 
-    from mepdiff_core.forward import Multislice, detector_indices, object_field
+    from mepdiff_core.forward import object_field
+    from mepdiff_core.multislice import Multislice, detector_indices
 
     config = config or SimulationConfig()
     crystal = crystal if isinstance(crystal, Crystal) else read_crystal(crystal)

@@ -18,6 +18,25 @@ Checkpoint = Mapping[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
+class Refined:
+    """What was found together with the specimen.
+
+    Attributes:
+        probe: (modes, y, x) complex64, centred at n // 2, all intensities together summing to 1.
+        positions_A: (n, 2) float64 as (y, x), Å, in the frame of the scan's own.
+        pixel_size_A: of the probe, Å; energy_eV: of the beam.
+    """
+
+    probe: npt.NDArray[np.complex64]
+    positions_A: npt.NDArray[np.float64]
+    pixel_size_A: float
+    energy_eV: float
+
+    def __post_init__(self) -> None:
+        self.probe.flags.writeable = self.positions_A.flags.writeable = False
+
+
+@dataclass(frozen=True)
 class State:
     """One step of a reconstruction.
 
@@ -33,6 +52,7 @@ class State:
         verdict: the honest limits of the answer in words; in the last state alone, "" for none.
         samples: (K, z, y, x) float32 volumes drawn from the posterior (of the crystal solver in its last state alone) or
             from a prior, rad; None without any.
+        refined: positions and probe found together with the specimen; None where they were not refined.
         checkpoint: everything the loop needs to go on from here, as arrays by name.
     """
 
@@ -47,6 +67,7 @@ class State:
     note: str = ""
     verdict: str = ""
     samples: FloatArray | None = None
+    refined: Refined | None = None
     checkpoint: Checkpoint = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

@@ -123,11 +123,11 @@ class ChoiceField(QComboBox):
 Field = TextField | CheckField | ChoiceField
 
 
-def make_field(name: str, hint: Any) -> Field:
-    """The widget for a field with this annotation."""
+def make_field(name: str, hint: Any, missing: str = "") -> Field:
+    """The widget for a field with this annotation; ``missing`` is what an empty line means."""
     if typing.get_origin(hint) is typing.Literal:
         return ChoiceField(typing.get_args(hint))
-    return CheckField() if hint is bool else TextField(name, hint)
+    return CheckField() if hint is bool else TextField(name, hint, missing)
 
 
 class Section(QWidget):
@@ -175,6 +175,7 @@ class ConfigForm(QWidget):
         opened: configs inside this one that are shown unfolded.
         names: for fields that map names to numbers: which names there can be, by the field's dotted name.
         check: further conditions on a config; raises InputError.
+        missing: what an empty line means, by field; "automatic" elsewhere.
 
     Attributes:
         value_changed: emitted after every edit, possible or not.
@@ -190,9 +191,11 @@ class ConfigForm(QWidget):
         opened: Collection[str] = (),
         names: Mapping[str, Sequence[str]] | None = None,
         check: Callable[[Any], object] | None = None,
+        missing: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self._class = type(default)
+        self._missing = missing or {}
         self._hidden: dict[str, Any] = {}
         self._hide = frozenset(hide)
         self._opened = opened
@@ -310,7 +313,8 @@ class ConfigForm(QWidget):
                     field = TextField(unit_name, float | None, missing="0")
                     self._row(rows, f"{name}.{key}", key, field)
             else:
-                self._row(layout, name, label_of(spec.name), make_field(name, hints[spec.name]))
+                field = make_field(name, hints[spec.name], self._missing.get(name, ""))
+                self._row(layout, name, label_of(spec.name), field)
 
     def _row(self, layout: QFormLayout, name: str, label: str, field: Field) -> None:
         field.setObjectName(name)

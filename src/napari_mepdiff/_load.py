@@ -1,4 +1,4 @@
-"""The dock "Load scan": a file, a look at its patterns, and its calibration, confirmed."""
+"""The dock "Load scan": a file, a look at its patterns, and its calibration, confirmed; other formats become scans first."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QGridLayout, QHBoxLayout, QLineEdit, QPushButton
 
 from mepdiff_core.errors import InputError
+from mepdiff_core.readers import FILE_PATTERNS, is_foreign
 from mepdiff_core.scan import Scan, load_scan
 from mepdiff_core.virtual import counts_histogram, detector_mask, mean_pattern, virtual_image
+from napari_mepdiff._convert import ConvertFile
 from napari_mepdiff._dock import Dock, button, heading, notify, words
 from napari_mepdiff._layers import KEY, scan_layers
 from napari_mepdiff._plots import Curves, Pane, Ring, follow_theme
@@ -23,6 +25,7 @@ from napari_mepdiff._units import show_quantity
 
 CONFIRM = "Calibration is right: use this scan"
 BRIGHT, DARK = "#46b1e1", "#f0a030"
+JOIN_S = 5.0
 
 Loaded = tuple[Path, Scan, npt.NDArray[np.float64], tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]
 
@@ -50,15 +53,22 @@ class LoadScan(Dock):
 
         row = QHBoxLayout()
         self.path = QLineEdit()
-        self.path.setPlaceholderText("a scan file (.h5), or drop one on the window")
-        self.path.setToolTip("<qt>The scan file. Enter loads it.</qt>")
+        self.path.setPlaceholderText("a scan file, or what the microscope wrote")
+        self.path.setToolTip(
+            "<qt>A scan file (.h5), or a file of a microscope, from which a scan file is made. Enter loads it.</qt>"
+        )
         self.path.returnPressed.connect(lambda: self.open(Path(self.path.text()).expanduser()))
-        self.browse = button("Browse…", "Choose a scan file.", self._browse)
+        self.browse = button("Browse…", "Choose a scan file, or a file of a microscope.", self._browse)
         row.addWidget(self.path, 1)
         row.addWidget(self.browse)
         self.column.addLayout(row)
         self.format = words("Format: mepdiff scan (HDF5), with optics and calibration.")
         self.column.addWidget(self.format)
+        self.convert = ConvertFile()
+        self.convert.made.connect(self.open)
+        self.column.addWidget(self.convert)
+        convert = self.convert
+        self.on_close(lambda: convert.stop(JOIN_S))
 
         tip = "Drag the circles: the blue disk is the bright-field detector, the orange ring the dark-field detector."
         self.mean = Pane("mean pattern", f"Mean of all patterns, square root of the counts. {tip}", "CET-L1")
@@ -107,11 +117,17 @@ class LoadScan(Dock):
     def open(self, path: Path) -> None:
         """Read a file; the layers and the look at it come when it is read."""
         self.path.setText(str(path))
+        if is_foreign(path):
+            self.format.setText("Format: another than ours. What is missing is asked for; then a scan file is made of it.")
+            self.convert.look(path)
+            return
+        self.convert.hide()
         self.format.setText(f"Reading {path.name} …")
         self._reader.ask(path)
 
     def _browse(self) -> None:
-        name, _ = QFileDialog.getOpenFileName(self, "Load scan", str(last_folder()), "Scans (*.h5 *.hdf5);;All files (*)")
+        kinds = f"Scans ({' '.join(FILE_PATTERNS)});;All files (*)"
+        name, _ = QFileDialog.getOpenFileName(self, "Load scan", str(last_folder()), kinds)
         if name:
             remember_folder(Path(name).parent)
             self.open(Path(name))
@@ -142,6 +158,8 @@ class LoadScan(Dock):
             return
         self.path.setText(str(path))
         self.path.setCursorPosition(len(str(path)))
+        if self.convert.job is None:
+            self.convert.hide()
         self.format.setText("Format: mepdiff scan (HDF5).")
         k = scan.optics.k_aperture_invA
         outer = min(3 * k, 0.98 * scan.k_max_invA)

@@ -22,9 +22,10 @@ from mepdiff_core.states import ProbeState
 from mepdiff_core.virtual import mean_pattern
 from napari_mepdiff._dialogs import YAML, ask_open, ask_save
 from napari_mepdiff._dock import Dock, button, heading, notify, words
-from napari_mepdiff._form import INVALID_STYLE, ConfigForm, TextField
+from napari_mepdiff._form import INVALID_STYLE, ConfigForm, Section, TextField
 from napari_mepdiff._plots import Pane, follow_theme
 from napari_mepdiff._preferences import preferences, remember_folder, runs_folder
+from napari_mepdiff._prepare import Prepare
 from napari_mepdiff._pump import Pump
 from napari_mepdiff._session import session_of
 from napari_mepdiff._units import show_quantity
@@ -93,6 +94,13 @@ class OpticsAndScan(Dock):
         row.addWidget(button("From file", "Back to what the scan's file says.", self._reset))
         self.column.addLayout(row)
 
+        holder: list[Job[Any, Any]] = []
+        self._preparing: list[Job[Any, Any]] = []
+        self.prepare = Prepare(napari_viewer, self.session, self._preparing)
+        section = Section("Prepare the scan")
+        section.set_content(self.prepare)
+        self.column.addWidget(section)
+
         self.column.addWidget(heading("Probe"))
         self.probe_source = words()
         self.column.addWidget(self.probe_source)
@@ -123,9 +131,9 @@ class OpticsAndScan(Dock):
         self.pump.ended.connect(self._fit_ended)
         self._fitted: ProbeState | None = None
         self._fitting: tuple[Any, Any] = (None, None)
-        holder: list[Job[Any, Any]] = []
         self._jobs = holder
-        self.on_close(lambda: _stop(holder))
+        preparing = self._preparing
+        self.on_close(lambda: _stop([*holder, *preparing]))
         self.session.changed.connect(self._session_changed)
         self._session_changed()
 

@@ -10,11 +10,31 @@ import sys
 from collections.abc import Sequence
 
 from mepdiff_core import __version__
-from mepdiff_core.cli import dataset, demo, evaluate, fit_probe, info, prior, reconstruct, sample, simulate, train
+from mepdiff_core.cli import (
+    convert,
+    dataset,
+    demo,
+    evaluate,
+    export_ptyrad,
+    fit_probe,
+    fit_thickness,
+    import_ptyrad,
+    info,
+    inspect,
+    prepare,
+    prior,
+    reconstruct,
+    sample,
+    simulate,
+    train,
+)
 from mepdiff_core.cli.common import Parser, Stopped, say
 from mepdiff_core.errors import explain
 
-COMMANDS = (info, demo, simulate, fit_probe, reconstruct, evaluate, dataset, train, sample, prior)
+COMMANDS = (
+    *(info, demo, simulate, inspect, convert, prepare, fit_probe, fit_thickness, reconstruct, evaluate),
+    *(dataset, train, sample, prior, export_ptyrad, import_ptyrad),
+)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -19,8 +19,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--settings",
         metavar="NAME",
-        help="explain every setting of a method (adam, lbfgs, adam-best, crystal), of simulate, fit-probe, calibration,"
-        " dataset, train or sample",
+        help="explain every setting of a method (adam, lbfgs, adam-best, crystal), of simulate, convert, prepare, fit-probe,"
+        " fit-thickness, calibration, dataset, train or sample",
     )
     add_json(parser)
     parser.set_defaults(run=run)
@@ -29,9 +29,11 @@ def add_parser(commands: Any) -> None:
 def show_settings(arguments: argparse.Namespace) -> None:
     from mepdiff_core.calibration import Calibration
     from mepdiff_core.dataset import BuildConfig
+    from mepdiff_core.file_calibration import FileCalibration
+    from mepdiff_core.prepare_config import PrepareConfig
     from mepdiff_core.reconstruction import METHODS
     from mepdiff_core.sample import SampleConfig
-    from mepdiff_core.settings import ProbeFitConfig
+    from mepdiff_core.settings import ProbeFitConfig, ThicknessConfig
     from mepdiff_core.simulate import SimulationConfig
     from mepdiff_core.train_config import TrainConfig
 
@@ -39,8 +41,11 @@ def show_settings(arguments: argparse.Namespace) -> None:
     known: dict[str, Any] = {
         **configs,
         "simulate": SimulationConfig(),
+        "prepare": PrepareConfig(),
         "fit-probe": ProbeFitConfig(),
+        "fit-thickness": ThicknessConfig(),
         "calibration": Calibration(),
+        "convert": FileCalibration(),
         "dataset": BuildConfig("prototypes"),
         "train": TrainConfig(),
         "sample": SampleConfig(),

@@ -14,6 +14,7 @@ from mepdiff_core.cli.common import (
     add_settings,
     emit,
     read_settings,
+    say,
     stopped_run,
 )
 from mepdiff_core.reconstruction import DEFAULT_METHOD
@@ -85,8 +86,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--start",
         metavar="FILE",
-        help="start from this TIFF volume instead of from zeros; for the method crystal, a CIF file whose lattice and"
-        " composition are taken as known",
+        help="start from this TIFF volume, or this result of PtyRAD (HDF5), instead of from zeros; for the method crystal,"
+        " a CIF file whose lattice and composition are taken as known",
     )
     parser.add_argument("--composition", metavar="FORMULA", help="crystal: its composition, like LiMnPO4")
     parser.add_argument(
@@ -106,6 +107,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--probe", metavar="PROBE.h5", help="probe of 'mepdiff fit-probe' instead of the scan's own")
     parser.add_argument(
+        "--positions",
+        metavar="REFINED.h5",
+        help="positions that a run with refine.position_rate_A has found",
+    )
+    parser.add_argument(
         "--calibration", metavar="FILE.yaml", help="optics, step, thickness, ... to use instead of what the scan says"
     )
     parser.add_argument(
@@ -114,6 +120,11 @@ def add_parser(commands: Any) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="one value of the calibration; repeat for more (--calibrate optics.overfocus_A=150)",
+    )
+    parser.add_argument(
+        "--ptyrad-params",
+        metavar="FILE.yaml",
+        help="settings and calibration of PtyRAD's parameter file; what it wants done to the scan: mepdiff prepare",
     )
     add_device(parser)
     add_settings(parser, "method's settings")
@@ -129,17 +140,26 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.page import text_table
     from mepdiff_core.runs import CELLS, Run
 
-    if arguments.method is None:
-        record = Path(arguments.out) / "run.yaml"
-        known = read_yaml(record).get("method") if arguments.resume and record.exists() else None
-        arguments.method = str(known or DEFAULT_METHOD)
-    settings = read_settings(arguments)
+    settings, calibration = read_settings(arguments), {}
+    if arguments.method is None and arguments.resume and (Path(arguments.out) / "run.yaml").exists():
+        arguments.method = read_yaml(Path(arguments.out) / "run.yaml").get("method")
+    if arguments.ptyrad_params is not None:
+        from mepdiff_core.ptyrad_params import read_ptyrad_params
+        from mepdiff_core.scan import load_scan
+
+        params = read_ptyrad_params(arguments.ptyrad_params)
+        arguments.method = arguments.method or params.method
+        settings = merge(params.settings_of(arguments.method), settings)
+        calibration = params.calibration_beside(load_scan(arguments.scan), arguments.scan, arguments.ptyrad_params)
+        if params.left_out:
+            say(params.words())
+    arguments.method = str(arguments.method or DEFAULT_METHOD)
     structure = str(arguments.start or "").lower().endswith(".cif") or arguments.method == "crystal"
     for option, name in (("steps", PASSES.get(arguments.method, "iterations")), ("seed", "seed"), ("slices", "slices")):
         if getattr(arguments, option) is not None:
             settings[name] = getattr(arguments, option)
     settings = merge(settings, _settings_of_method(arguments))
-    calibration = read_yaml(arguments.calibration) if arguments.calibration else {}
+    calibration = merge(calibration, read_yaml(arguments.calibration) if arguments.calibration else {})
     calibration = merge(calibration, parse_assignments(arguments.calibrate, "--calibrate"))
     with StateBar(arguments.method) as bar:
         try:
@@ -153,6 +173,7 @@ def run(arguments: argparse.Namespace) -> None:
                 arguments.probe,
                 calibration,
                 arguments.resume,
+                arguments.positions,
             )
             for state in made.states():
                 bar(state)
