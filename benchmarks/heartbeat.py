@@ -82,7 +82,7 @@ def measure(folder: str, pairs: int, states: int) -> None:
     preferences().runs_folder = f"{folder}/runs"
     preferences().threads = 1
     viewer.open_sample("napari-mepdiff", "strontium_titanate")
-    load, _, dock = open_all_steps(viewer)
+    load, _, dock, *_ = open_all_steps(viewer)
     dock.parent().raise_()
     load.confirm.click()
     dock.method.setCurrentText("synthetic")

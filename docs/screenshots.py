@@ -46,7 +46,7 @@ def take(folder: Path) -> None:
     window = next(w for w in napari.qt.get_qapp().topLevelWidgets() if isinstance(w, QMainWindow))
     window.resize(*SIZE)
     viewer.open_sample("napari-mepdiff", "strontium_titanate")
-    load, optics, reconstruct = open_all_steps(viewer)
+    load, optics, reconstruct, *_ = open_all_steps(viewer)
     window.resizeDocks([load.parent()], [DOCK_WIDTH], Qt.Orientation.Horizontal)
     load.path.setText("SrTiO3.h5")
     spin(3)

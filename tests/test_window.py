@@ -103,7 +103,7 @@ def window(make_napari_viewer_proxy: Any, qtbot: Any, settings: Path) -> Iterato
     said: list[Notification] = []
     notification_manager.notification_ready.connect(said.append)
     viewer = make_napari_viewer_proxy()
-    load, optics, reconstruct = open_all_steps(viewer)
+    load, optics, reconstruct, *_ = open_all_steps(viewer)
     made = Window(viewer, load, optics, reconstruct, qtbot, said)
     yield made
     notification_manager.notification_ready.disconnect(said.append)
@@ -217,7 +217,7 @@ def test_a_dropped_file_and_the_sample_are_taken_up(window: Window, small_file: 
 def test_docks_opened_later_find_the_scan_that_is_there(make_napari_viewer_proxy: Any, settings: Path) -> None:
     viewer = make_napari_viewer_proxy()
     viewer.open_sample(PLUGIN, "strontium_titanate")
-    _, optics, _ = open_all_steps(viewer)
+    _, optics, *_ = open_all_steps(viewer)
     assert optics.session.path == SAMPLE
     assert optics.form.fields["optics.overfocus_A"].text() == "60 Å"
 
@@ -613,7 +613,7 @@ def test_closing_the_window_stops_the_job(
     use(monkeypatch, counting(10**6, pause_s=0.02))
     viewer = make_napari_viewer()
     viewer.open_sample(PLUGIN, "strontium_titanate")
-    load, _, dock = open_all_steps(viewer)
+    load, _, dock, *_ = open_all_steps(viewer)
     load.confirm.click()
     dock.run()
     qtbot.waitUntil(lambda: len(dock._rows) > 2, timeout=30000)

@@ -292,6 +292,7 @@ class Run:
                     "config": to_dict(self.config),
                     "seed": self.config.seed,
                     "input": Path(scan_path).name,
+                    "input_path": str(Path(scan_path).resolve()),
                     "input_sha256": digest,
                     "calibration": dict(calibration or {}),
                     "start": _file_record(start),

@@ -290,6 +290,7 @@ class Reconstruct(Dock):
             self.status.setText(f"{self._progress_text()} {state.note[:1].upper()}{state.note[1:]}.")
         if self._run is None:
             self._run = self._made[0]
+            self.session.add_run(self._run.folder.path)
         if self._volume is None:
             self._volume = self._make_layer(self._run)
         if self._volume.layer is None:
@@ -321,6 +322,8 @@ class Reconstruct(Dock):
         self._jobs.clear()
         run = self._made[0] if self._made else None
         self._run = run or self._run
+        if run is not None and run.folder.history:
+            self.session.add_run(run.folder.path)
         self.progress.setRange(0, max(1, self.progress.maximum()))
         if self._volume is not None:
             self._volume.finish()
