@@ -10,7 +10,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
 from operator import attrgetter
@@ -29,6 +29,7 @@ from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import atomic_path, make_folder, write_text
 from mepdiff_core.settings import EMBEDDED, CrystalConfig, MepdiffConfig, SamplerConfig
 from mepdiff_core.states import CrystalState, SampleState, State
+from mepdiff_core.steering import Steering, steerable
 from mepdiff_core.structure_files import read_crystal
 
 if TYPE_CHECKING:
@@ -151,6 +152,12 @@ class RunFolder:
             if status == "finished":
                 (self.path / "checkpoint.safetensors").unlink(missing_ok=True)
 
+    def keep_changes(self, changes: Sequence[Mapping[str, Any]]) -> None:
+        """Put what a person has changed on the way on record, when there is more of it than before."""
+        if len(changes) > len(self.record.get("changes") or ()):
+            self.record["changes"] = [dict(change) for change in changes]
+            self._write_record()
+
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """``metrics.json``."""
         write_text(self.path / "metrics.json", json.dumps(finite(metrics), indent=2) + "\n")
@@ -215,6 +222,7 @@ class Run:
         folder: the run folder.
         scan: the scan, with calibration and probe put in.
         metrics: of the finished run; empty before.
+        steering: changes the guidance of a sampler while it runs; what it changed is on record.
 
     Raises:
         InputError: bad input.
@@ -244,6 +252,7 @@ class Run:
         self.metrics: dict[str, Any] = {}
         self._title = f"{scan.info.get('crystal', Path(scan_path).stem)} by {method}"
         self._checkpoint = None
+        changes: Sequence[Mapping[str, Any]] = ()
         if resume:
             self.folder = RunFolder.reopen(out)
             record, self._checkpoint = self.folder.record, self.folder.load_checkpoint()
@@ -264,16 +273,18 @@ class Run:
             for name, field in _files_of(self.config).items():
                 file = _recorded_file(record, name, None)
                 if file is not None:  # from whatever folder this is run
-                    changes: Any = str(file)
+                    named_file: Any = str(file)
                     for part in reversed(field.split(".")):
-                        changes = {part: changes}
-                    self.config = method_config(method, merge(to_dict(self.config), changes))
+                        named_file = {part: named_file}
+                    self.config = method_config(method, merge(to_dict(self.config), named_file))
             kept = record.get("calibration") or {}
             check(
                 not calibration or calibration_of(calibrate(scan, calibration)) == calibration_of(calibrate(scan, kept)),
                 f"the calibration given is not that of the run in {out}; leave it out to go on, or start another run",
             )
             calibration = kept
+            changes = record.get("changes") or ()
+        self.steering = Steering(changes)
         scan = calibrate(scan, calibration or {})
         self.scan = scan if probe is None else with_probe(scan, probe)
         self._start = None if start is None or self._checkpoint is not None else read_volume(start)
@@ -314,13 +325,15 @@ class Run:
         from mepdiff_core.report import judge, write_report
 
         finished = self.folder.record["status"] == "finished"
-        loop = METHODS[self.method].run(self.scan, self.config, self.device, self._start, self._checkpoint)
+        options = {"steering": self.steering} if steerable(self.config) else {}
+        loop = METHODS[self.method].run(self.scan, self.config, self.device, self._start, self._checkpoint, **options)
         volume: npt.NDArray[np.floating] | None = None
         last: State | None = None
         # closed here and now: what its last save may have to say is not to be lost to the garbage collector
         with contextlib.closing(self.folder.follow(iter(()) if finished else loop)) as states:
             for state in states:
                 volume, last = state.volume, state
+                self.folder.keep_changes(self.steering.changes)
                 yield state
         if volume is None:
             volume = read_volume(self.folder.path / "volume.ome.tif")
