@@ -315,7 +315,7 @@ class Run:
                 },
             )
 
-    def states(self) -> Iterator[State]:
+    def states(self) -> Generator[State]:
         """The states of the loop; after the last one, metrics and report are written.
 
         Raises:
@@ -436,11 +436,11 @@ def write_volume(
         temporary.write_bytes(buffer.getbuffer())
 
 
-def read_volume(path: str | Path) -> npt.NDArray[np.float32]:
-    """Read a (z, y, x) volume from a TIFF file.
+def read_volume(path: str | Path, samples: bool = False) -> npt.NDArray[np.float32]:
+    """Read a (z, y, x) volume from a TIFF file, or several as (k, z, y, x).
 
     Raises:
-        InputError: missing, unreadable, or not three-dimensional.
+        InputError: missing, unreadable, or of another number of dimensions.
     """
     import tifffile
 
@@ -450,7 +450,8 @@ def read_volume(path: str | Path) -> npt.NDArray[np.float32]:
     except (OSError, ValueError, tifffile.TiffFileError) as error:
         raise InputError(f"{path} cannot be read as a TIFF volume ({' '.join(str(error).split())})") from None
     volume = volume[None] if volume.ndim == 2 else volume  # TIFF does not tell one slice from an image
-    check(volume.ndim == 3, f"{path} has shape {volume.shape}; expected (z, y, x)")
+    expected = "(k, z, y, x)" if samples else "(z, y, x)"
+    check(volume.ndim == 3 + samples, f"{path} has shape {volume.shape}; expected {expected}")
     return np.asarray(volume, np.float32)
 
 

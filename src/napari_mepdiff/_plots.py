@@ -14,7 +14,7 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 Image = npt.NDArray[np.generic]
-LOSS_COLORS = {"loss": "#2e86ab", "held out": "#d1792f"}
+LOSS_COLORS = {"loss": "#2e86ab", "held out": "#d1792f", "network": "#a871d6", "physics": "#2e9e6b"}
 PALETTE = ("#2e86ab", "#d1792f", "#2e9e6b", "#a871d6", "#d1495b", "#b59f2a")
 """Lines of several volumes; read on the dark theme and on the light one."""
 
