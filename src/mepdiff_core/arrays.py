@@ -100,9 +100,13 @@ def read_about(path: str | Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
     try:
         with safe_open(path, "numpy") as file:
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            text = (file.metadata() or {}).get("about", "")
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is damaged, or no safetensors file ({error}); choose another one") from None
+    try:
+        about = json.loads(text)
+    except ValueError:
+        about = {}  # of another kind
     return about if isinstance(about, dict) else {}, shapes
 
 

@@ -34,4 +34,5 @@ def memory_in_words(device: str) -> str:
     """The same in a line."""
     memory = device_memory(device)
     ours, used, total = (f"{value / 1e9:.1f}" for value in (memory.ours, memory.used, memory.total))
-    return f"Memory of {device}: {used} of {total} GB taken, {ours} by this window."
+    place = f" of {device}" if device.startswith("cuda") else ""
+    return f"Memory{place}: {used} of {total} GB taken, {ours} by this window."

@@ -17,14 +17,15 @@ from mepdiff_core.state_archive import Kept, StateArchive
 Frame = npt.NDArray[np.uint8]
 """(rows, columns, 3)."""
 KINDS = (".gif", ".mp4")
-GAP = 4
-HEAD = 26
-"""Pixels above the slices, for words."""
+COLUMNS = 4
+GAP, HEAD = 6, 26
+"""Pixels between slices, and above them for words."""
 SMALLEST_SLICE = 160
 """Pixels; smaller slices are enlarged by a whole factor."""
+PAPER, INK = 30, (235, 235, 235)
 
 
-def slice_frames(archive: StateArchive, most: int = 8) -> Iterator[Frame]:
+def slice_frames(archive: StateArchive, slice_thickness_A: float, most: int = 8) -> Iterator[Frame]:
     """A frame for each state that was kept: slices of the middle of the field by depth, and the noisy ones below them.
 
     Args:
@@ -32,31 +33,38 @@ def slice_frames(archive: StateArchive, most: int = 8) -> Iterator[Frame]:
     """
     limits = archive.limits()
     for index in range(len(archive)):
-        yield slice_frame(archive.get(index), limits, most)
+        yield slice_frame(archive.get(index), limits, slice_thickness_A, most)
 
 
-def slice_frame(kept: Kept, limits: tuple[float, float], most: int = 8) -> Frame:
-    """One frame; ``limits`` are the phases, rad, of black and white."""
+def slice_frame(kept: Kept, limits: tuple[float, float], slice_thickness_A: float, most: int = 8) -> Frame:
+    """One frame; ``limits`` are the phases, rad, of the colour scale's ends."""
     from matplotlib import colormaps
     from PIL import Image, ImageDraw, ImageFont
 
-    colors = colormaps["inferno"]
+    colors, font = colormaps["inferno"], ImageFont.load_default(13)
     shown = np.unique(np.linspace(0, len(kept.volume) - 1, min(most, len(kept.volume))).round().astype(int))
-    rows = [(kept.volume, limits)]
+    blocks = [("", kept.volume, limits)]
     if kept.noisy is not None:
         low, high = (float(v) for v in np.percentile(kept.noisy, (0.5, 99.5)))
-        rows.append((kept.noisy, (low, max(high, low + 1e-6))))
-    lines = []
-    for volume, (low, high) in rows:
-        part = middle(volume)[shown]
-        part = np.kron(part, np.ones((1, *[max(1, -(-SMALLEST_SLICE // part.shape[-1]))] * 2), part.dtype))
-        painted = colors(np.clip((part - low) / (high - low), 0, 1))[..., :3]
-        tiles = np.pad((255 * painted).astype(np.uint8), [(0, 0), (0, GAP), (0, GAP), (0, 0)])
-        lines.append(np.concatenate(list(tiles), axis=1))
-    frame = np.pad(np.concatenate(lines), [(HEAD, 0), (GAP, 0), (0, 0)])
-    words = f"step {kept.step}" + ("" if kept.sigma is None else f"   sigma {kept.sigma:.3g}")
-    picture = Image.fromarray(frame)
-    ImageDraw.Draw(picture).text((GAP + 2, 5), words, fill=(235, 235, 235), font=ImageFont.load_default(14))
+        blocks.append(("noisy", kept.noisy, (low, max(high, low + 1e-6))))
+    larger = max(1, -(-SMALLEST_SLICE // middle(kept.volume).shape[-1]))
+    height, width = (larger * n for n in middle(kept.volume).shape[1:])
+    columns = min(COLUMNS, len(shown))
+    lines = -(-len(shown) // columns) * len(blocks)
+    size = (columns * (width + GAP) + GAP, HEAD + lines * (height + GAP))
+    picture = Image.new("RGB", size, (PAPER,) * 3)
+    draw = ImageDraw.Draw(picture)
+    words = f"step {kept.step}" + ("" if kept.sigma is None else f"    noise sigma {kept.sigma:.3g}")
+    draw.text((GAP, 5), words, fill=INK, font=font)
+    for block, (name, volume, (low, high)) in enumerate(blocks):
+        for place, z in enumerate(shown):
+            row, column = divmod(place + block * columns * (lines // len(blocks)), columns)
+            painted = colors(np.clip((middle(volume)[z] - low) / (high - low), 0, 1))[..., :3]
+            tile = Image.fromarray((255 * painted).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+            corner = GAP + column * (width + GAP), HEAD + row * (height + GAP)
+            picture.paste(tile, corner)
+            label = f"{name} z = {(z + 0.5) * slice_thickness_A:.1f} A".strip()
+            draw.text((corner[0] + 4, corner[1] + 3), label, fill=INK, font=font)
     return np.asarray(picture)
 
 

@@ -109,8 +109,8 @@ class Playback(QWidget):
         """Write one, in a thread."""
         if self._task is None or self.filming:
             return
-        archive = self._task.archive
-        job: Job[int, int] = Job(lambda: write_movie(path, slice_frames(archive)), int, "mepdiff movie")
+        archive, thickness = self._task.archive, float(self._task.request.config.slice_thickness_A)
+        job: Job[int, int] = Job(lambda: write_movie(path, slice_frames(archive, thickness)), int, "mepdiff movie")
         self._begin(path, len(archive))
         self.jobs.append(job)
         job.start()

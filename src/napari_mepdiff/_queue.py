@@ -10,8 +10,9 @@ from qtpy.QtWidgets import QFormLayout, QLabel, QListWidget, QSpinBox, QVBoxLayo
 
 from mepdiff_core.jobs import Job
 from mepdiff_core.memory import memory_in_words
-from napari_mepdiff._dock import words
+from napari_mepdiff._dock import button, words
 from napari_mepdiff._export import Request
+from napari_mepdiff._side_by_side import RunLayers
 from napari_mepdiff._task import Task
 
 LOOK_MS = 1000
@@ -32,14 +33,14 @@ class Queue(QObject):
 
     def __init__(self, viewer: Any, parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self._viewer = viewer
+        self.viewer = viewer
         self.tasks: list[Task] = []
         self.jobs: list[Job[Any, Any]] = []
         self.at_once = 1
 
     def add(self, request: Request, out: Path, before: Task | None = None) -> Task:
         """Ask for a reconstruction; with ``before``, go on with that one, in its place."""
-        task = Task(self._viewer, request, out, before, self)
+        task = Task(self.viewer, request, out, before, self)
         task.advanced.connect(self.changed)
         task.ended.connect(self._ended)
         if before is None:
@@ -108,6 +109,10 @@ class QueueView(QWidget):
         self.at_once.valueChanged.connect(queue.set_at_once)
         form.addRow(QLabel("run at once"), self.at_once)
         column.addLayout(form)
+        self.beside = button("Side by side", "A view for the volume of each run, as they form.", self._side_by_side)
+        self.beside.setCheckable(True)
+        column.addWidget(self.beside)
+        self._layers = RunLayers(queue.viewer)
         self.memory = words()
         column.addWidget(self.memory)
         self._timer = QTimer(self)
@@ -136,6 +141,16 @@ class QueueView(QWidget):
             self._timer.start(LOOK_MS)
         elif not self._queue.jobs:
             self._timer.stop()
+
+    def _side_by_side(self) -> None:
+        if self._layers.side_by_side:
+            self._layers.show_together()
+        else:
+            volumes = [task.volume for task in self._queue.tasks]
+            layers = [volume.layer for volume in volumes if volume is not None and volume.there]
+            if len(layers) > 1:
+                self._layers.show_side_by_side(layers)
+        self.beside.setChecked(self._layers.side_by_side)
 
     def _look(self) -> None:
         devices = {str(task.run.device) for task in self._queue.running if task.run is not None} or {"cpu"}
