@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QPushButton
 
 from mepdiff_core.run_summary import read_summary
-from mepdiff_core.runs import Run
+from mepdiff_core.runs import Run, write_volume
 from mepdiff_core.scan import Scan
 from napari_mepdiff import _preferences
 from napari_mepdiff._all_steps import open_all_steps
@@ -238,3 +239,26 @@ def test_nothing_is_there_before_a_choice(window: Window, runs: Path) -> None:
     assert "Choose runs" in window.results.verdict.text()
     for each in window.results.findChildren(QPushButton):
         assert each.toolTip(), each.text()
+
+
+def test_samples_of_a_run_from_disk(window: Window, runs: Path, small_scan: Scan, tmp_path: Path) -> None:
+    folder = tmp_path / "sampled"
+    shutil.copytree(runs / "few", folder)
+    assert small_scan.truth is not None
+    truth = small_scan.truth.phase.astype(np.float32)
+    record = read_summary(folder).record
+    grid = tuple(record["voxel_size_A"]), tuple(record["origin_A"])
+    write_volume(folder / "samples.ome.tif", np.stack([0.4 * truth, truth]), *grid)
+    window.results.open(folder)
+    window.results.open(runs)
+    window.choose(folder)
+    window.do("Samples")
+    names = [layer.name for layer in window.viewer.layers]
+    assert names[:2] == ["small: adam-best, mean", "small: adam-best, spread"]
+    np.testing.assert_allclose(window.layer("small: adam-best, mean").data, 0.7 * truth, atol=1e-6)
+    assert names[2].startswith("small: adam-best, sample 1 (held out ")
+    np.testing.assert_allclose(window.layer(names[2]).data, truth, atol=1e-6)
+    assert "Measured against this scan's truth" in window.results.verdict.text()
+    window.choose(runs / "few")
+    window.do("Samples")
+    assert "few drew fewer than two samples" in window.said[-1].message

@@ -157,7 +157,11 @@ def test_napari_knows_reader_writers_sample_and_preferences(settings: Path) -> N
 
     manifest = PluginManager.instance().get_manifest(PLUGIN)
     assert manifest.display_name == "MEP-Diffusion"
-    assert [w.display_name for w in manifest.contributions.widgets] == ["All steps", *STEPS]
+    assert [w.display_name for w in manifest.contributions.widgets] == [
+        "All steps",
+        *STEPS,
+        "Sample crystals from the prior",
+    ]
     assert {e for w in manifest.contributions.writers for e in w.filename_extensions} == {".ome.tif", ".ome.tiff", ".run"}
     assert manifest.contributions.sample_data[0].key == "strontium_titanate"
     assert preferences().stream_rate == 50.0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from mepdiff_core.config import check
 
 if TYPE_CHECKING:
+    from mepdiff_core.run_summary import RunSummary
     from mepdiff_core.scan import Scan
 
 Volumes = npt.NDArray[np.floating]
@@ -132,6 +134,26 @@ def judge_ensemble(
     if truth is not None and truth.phase.shape == samples.shape[1:] and abs(truth.voxel_size_A[0] - thickness) < 1e-6:
         covered = coverage(samples, truth.phase, illuminated)
     return Ensemble(samples, deviances, covered, spread_in_words(len(samples), covered))
+
+
+def read_ensemble(run: RunSummary, scans: Sequence[Path] = ()) -> Ensemble:
+    """The samples of a run folder, judged.
+
+    Args:
+        scans: files that the run's scan may be, after the place on record.
+
+    Raises:
+        InputError: the run drew fewer than two samples, or files that are damaged.
+    """
+    from mepdiff_core.run_summary import scan_of
+    from mepdiff_core.runs import MASK, SAMPLES, read_volume
+
+    path = run.path / SAMPLES[0]
+    drawn = read_volume(path, samples=True) if path.exists() else np.zeros((0,))
+    check(len(drawn) > 1, f"{run.name} drew fewer than two samples, so there is no spread; set samples to 4 and run again")
+    mask = run.path / MASK
+    illuminated = read_volume(mask)[0] > 0.5 if mask.exists() else None
+    return judge_ensemble(drawn, run.record, scan_of(run, scans), illuminated)
 
 
 def spread_in_words(count: int, covered: float | None) -> str:

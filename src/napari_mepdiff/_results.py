@@ -21,12 +21,14 @@ from qtpy.QtWidgets import (
 
 from mepdiff_core.comparison import Comparison, compare
 from mepdiff_core.config import check
+from mepdiff_core.ensemble import Ensemble, read_ensemble
 from mepdiff_core.errors import InputError, explain
 from mepdiff_core.page import COLUMNS, format_value, save_figure
 from mepdiff_core.run_summary import RunSummary, find_runs, read_summary
 from mepdiff_core.sections import PlacedVolume
 from napari_mepdiff._dialogs import ask_save
 from napari_mepdiff._dock import Dock, button, heading, notify, words
+from napari_mepdiff._ensemble import show_ensemble
 from napari_mepdiff._preferences import last_folder, remember_folder
 from napari_mepdiff._profiles import TRUTH, Profiles
 from napari_mepdiff._pump import Answerer
@@ -102,6 +104,7 @@ class Results(Dock):
             ("Open as layers", "The chosen runs' volumes, in Å.", self.open_layers),
             ("Side by side", "A view for each chosen volume: one camera, one slice, one contrast.", self.side_by_side),
             ("Difference", "The first chosen volume less the second, or less the truth.", self.difference),
+            ("Samples", "Mean, spread and each sample of a run that drew several, the best explained first.", self.samples),
         ]
         self._lay(grid, entries)
         self.entries["Side by side"].setCheckable(True)
@@ -262,6 +265,16 @@ class Results(Dock):
     def difference(self) -> None:
         """The first chosen volume less the second, or less the truth."""
         self._compare(_difference, lambda answer: self.layers.difference(*answer))
+
+    def samples(self) -> None:
+        """Mean, spread and samples of the chosen runs as layers."""
+        runs, scans = self.chosen(), list(self.session.scans)
+        self._ask(lambda: [(run, read_ensemble(run, scans)) for run in runs], self._show_samples)
+
+    def _show_samples(self, answer: list[tuple[RunSummary, Ensemble]]) -> None:
+        for run, ensemble in answer:
+            show_ensemble(self._viewer, layer_name(run, run.method), ensemble, run.record)
+            self.verdict.setText(ensemble.words)
 
     def _show_layers(self, answer: list[tuple[RunSummary, PlacedVolume]]) -> None:
         for run, placed in answer:
