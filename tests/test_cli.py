@@ -22,15 +22,13 @@ import yaml
 
 import mepdiff_core
 from mepdiff_core import evaluation
-from mepdiff_core.cli import COMMANDS, common, main
+from mepdiff_core.cli import COMMANDS, common, demo, main
 from mepdiff_core.cli import reconstruct as reconstruct_command
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.optics import Optics
 from mepdiff_core.probe import with_probe
-from mepdiff_core.reconstruction import METHODS
 from mepdiff_core.runs import read_volume
 from mepdiff_core.scan import Scan, load_scan, save_scan
-from mepdiff_core.settings import ADAM_BEST
 from mepdiff_core.simulate import SimulationConfig
 from mepdiff_core.states import State
 
@@ -46,7 +44,7 @@ TINY = [
     "--set",
     "thickness_A=3.2",
 ]
-FAST = ["--device", "cpu", "--set", "engine=fast"]
+FAST = ["--device", "cpu", "--method", "adam-best", "--set", "engine=fast"]
 RUN_FILES = {"run.yaml", "history.csv", "volume.ome.tif", "metrics.json", "report.html"}
 RUN_FILES |= {"slices.png", "depth.png", "patterns.png", "losses.png"}
 Capture = pytest.CaptureFixture[str]
@@ -383,17 +381,23 @@ def test_resume_takes_the_calibration_up_and_refuses_another(
 def test_the_demo_ends_with_a_report(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """The demo itself, of a smaller scan and in two steps."""
     small = SimulationConfig(Optics(overfocus_A=60.0), scan_shape=(3, 3), detector_pixels=64, thickness_A=4.8)
-    quick = replace(ADAM_BEST, iterations=2, engine="fast")
     monkeypatch.setattr("mepdiff_core.simulate.SimulationConfig", lambda: small)
-    monkeypatch.setitem(METHODS, "adam-best", replace(METHODS["adam-best"], default=quick))
-    assert main(["demo", "--out", "d", "--device", "cpu", "--json"]) == 0
-    shown = capsys.readouterr()
-    result = json.loads(shown.out)
-    assert result["folder"] == str(Path("d", "adam-best"))
-    assert {p.name for p in Path("d/adam-best").iterdir()} == RUN_FILES
-    assert load_scan("d/scan.h5").shape == (3, 3)
-    assert "1 of 2" in shown.err
-    assert "2 of 2" in shown.err
+    monkeypatch.setattr("mepdiff_core.cli.demo.SCAN_SHAPE", (4, 4))
+    monkeypatch.setitem(demo.METHODS, "adam", {"engine": "fast", "iterations": 2, "heldout_fraction": 0.1})
+    monkeypatch.setitem(demo.METHODS, "mepdiff", {"steps": 2, "batches": 1, "heldout_fraction": 0.1})
+    for _ in range(2):  # called again, it has nothing left to do but the page
+        assert main(["demo", "--out", "d", "--device", "cpu", "--json"]) == 0
+        shown = capsys.readouterr()
+        result = json.loads(shown.out)
+        assert result["folder"] == "d"
+        assert set(result["runs"]) == {"adam", "mepdiff"}
+        assert {p.name for p in Path("d/adam").iterdir()} == RUN_FILES
+        assert {p.name for p in Path("d").iterdir()} == {
+            *("adam", "mepdiff", "scan.h5"),
+            *("report.html", "slices.png", "depth.png"),
+        }
+        assert load_scan("d/scan.h5").shape == (4, 4)
+        assert [line for line in shown.err.splitlines() if " of 3:" in line][2].startswith("3 of 3")
 
 
 # what is refused
@@ -414,7 +418,7 @@ def write_inputs(folder: Path) -> None:
     (folder / "empty").mkdir()
 
 
-RECONSTRUCT = ("reconstruct", "scan.h5", "--out", "new")
+RECONSTRUCT = ("reconstruct", "scan.h5", "--method", "adam-best", "--out", "new")
 SIMULATE = ("simulate", CRYSTAL, "new.h5", *TINY)
 EVALUATE = ("evaluate", "--structures", CRYSTAL, "--out", "new")
 BAD_INPUT: list[tuple[Sequence[str], str]] = [

@@ -104,6 +104,7 @@ def window(make_napari_viewer_proxy: Any, qtbot: Any, settings: Path) -> Iterato
     notification_manager.notification_ready.connect(said.append)
     viewer = make_napari_viewer_proxy()
     load, optics, reconstruct, *_ = open_all_steps(viewer)
+    reconstruct.method.setCurrentText("adam-best")
     made = Window(viewer, load, optics, reconstruct, qtbot, said)
     yield made
     notification_manager.notification_ready.disconnect(said.append)
@@ -626,6 +627,7 @@ def test_closing_the_window_stops_the_job(
     viewer.open_sample(PLUGIN, "strontium_titanate")
     load, _, dock, *_ = open_all_steps(viewer)
     load.confirm.click()
+    dock.method.setCurrentText("adam-best")
     dock.run()
     qtbot.waitUntil(lambda: len(dock._rows) > 2, timeout=30000)
     job = dock.job

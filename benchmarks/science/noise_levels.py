@@ -47,17 +47,15 @@ CHOICES = {
     "paper": PAPER,
     "paper, drawn by weight": PAPER | {"importance": True},
     "paper, drawn by weight, spread": PAPER | {"importance": True, "stratified": True},
-    "small": {},
-    "small, drawn evenly": {"importance": False},
-    "small, no even part": {"log_snr_even": 0.0},
+    "small, mean -7": {"log_snr_mean": -7.0},
+    "small, mean -7, no even part": {"log_snr_mean": -7.0, "log_snr_even": 0.0},
     "small, mean -4": {"log_snr_mean": -4.0},
     "small, mean -2": {"log_snr_mean": -2.0},
+    "small": {},
     "small, mean 0": {"log_snr_mean": 0.0},
-    "small, data scale 4": {"data_scale": 4.0},
-    "small, data scale 4, same noise": {"data_scale": 4.0} | at(4, -7, 3),
-    "small, data scale 4, less noise": {"data_scale": 4.0} | at(4, -5, 3),
-    "small, data scale 8, same noise": {"data_scale": 8.0} | at(8, -7, 3),
-    "small, data scale 8, less noise": {"data_scale": 8.0} | at(8, -5, 3),
+    "small, drawn evenly": {"importance": False},
+    "small, data scale 4": {"data_scale": 4.0} | at(4, -1, 3),
+    "small, data scale 64": {"data_scale": 64.0} | at(64, -1, 3),
 }
 SIGMAS = tuple(math.exp(-log_snr / 2) / 16 for log_snr in (-10, -8, -6, -4, -2, 0, 2, 4, 6))
 """rad; those of log-SNR -10 to 6 at a data scale of 16."""

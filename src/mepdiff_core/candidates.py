@@ -58,14 +58,16 @@ def run_mepdiff(
         assert crystal is not None
         if crystal.explained and not config.compare:
             return
-    inner = None if checkpoint is None else {k: v for k, v in checkpoint.items() if not k.startswith(KEPT)}
-    if inner:
-        inner["step"] = inner["step"] - crystal.step
+    inner: dict[str, npt.NDArray[np.generic]] | None = None
+    if checkpoint is not None and "x" in checkpoint:  # the sampler had come beyond its first passes
+        inner = {name: array for name, array in checkpoint.items() if not name.startswith(KEPT)}
+        inner["step"] = np.array(int(inner["step"]) - crystal.step)
     kept = _remembered(crystal)
     sample: SampleState | None = None
-    for sample in run_proximal(scan, config, device, start, inner or None, steering):
+    for sample in run_proximal(scan, config, device, start, inner, steering):
         arrays = {**sample.checkpoint, **kept}
-        arrays["step"] = np.array(crystal.step + sample.step)
+        # before the sampler's first step there is nothing to go on from but the crystal
+        arrays["step"] = np.array(crystal.step + (sample.step if sample.checkpoint else 0))
         yield _after(crystal, replace(sample, checkpoint=arrays))
     assert sample is not None
     yield _decided(scan, config, device, crystal, sample)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from mepdiff_core.config import check, dump_yaml, merge, read_yaml, to_dict
 from mepdiff_core.crystals import Axis
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import make_folder, write_text
+from mepdiff_core.metrics import FailureClass
 from mepdiff_core.reconstruction import METHODS, choose_device, method_config
 from mepdiff_core.runs import Run, sha256, versions
 from mepdiff_core.scan import load_scan, save_scan
@@ -26,6 +28,7 @@ METRICS = (
     *("r_factor", "r_heldout", "deviance", "deviance_heldout", "deviance_own_heldout"),
 )
 COLUMNS = ("crystal", "axis", "method", *METRICS, "seconds", "network_calls", "failure_class", "error")
+BASELINES = ("adam", "lbfgs", "adam-best")
 HELDOUT_FRACTION = 0.05
 """Every method leaves out the same patterns here, so that their held-out R-factors can be compared."""
 
@@ -205,14 +208,18 @@ def _write_results(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(out / "results.csv", table.getvalue())
 
 
+def in_common(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:
+    """By method, its rows of the crystals that all methods finished, in the same order."""
+    finished = {m: {(r["crystal"], r["axis"]): r for r in rows if r["method"] == m and not r["error"]} for m in methods}
+    common = sorted(set.intersection(*map(set, finished.values()))) if finished else []
+    return {method: [found[key] for key in common] for method, found in finished.items()}
+
+
 def summarize(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
     """Mean and median of every metric for each method over the crystals that all methods finished."""
-    finished = {m: {(r["crystal"], r["axis"]) for r in rows if r["method"] == m and not r["error"]} for m in methods}
-    common = set.intersection(*finished.values()) if finished else set()
     numeric = (*METRICS, "seconds")
     summary = []
-    for method in methods:
-        mine = [r for r in rows if r["method"] == method and (r["crystal"], r["axis"]) in common]
+    for method, mine in in_common(rows, methods).items():
         for label, function in (("mean", np.mean), ("median", np.median)):
             values = {c: [float(r[c]) for r in mine if r.get(c) not in (None, "")] for c in numeric}
             summary.append(
@@ -223,6 +230,56 @@ def summarize(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list
                 }
             )
     return summary
+
+
+def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
+    """2.5 and 97.5 % of the means of ``draws`` bootstrap samples, always the same ones.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    array = np.asarray(values, float)
+    means = array[np.random.default_rng(0).integers(len(array), size=(draws, len(array)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def headline(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> str:
+    """In words, what each method's mean SSIM is, and what the best gains over the best baseline; "" without any SSIM."""
+    scores = {
+        method: [float(r["ssim_2d"]) for r in mine]
+        for method, mine in in_common(rows, methods).items()
+        if mine and all(r.get("ssim_2d") not in (None, "") for r in mine)
+    }
+    if not scores:
+        return ""
+    means = {method: float(np.mean(values)) for method, values in scores.items()}
+    count = len(next(iter(scores.values())))
+    words = []
+    for method, values in scores.items():
+        low, high = interval(values)
+        words.append(f"{method} {means[method]:.3f} ({low:.3f} to {high:.3f})")
+    text = f"Mean SSIM of slices over {count} specimens, with bootstrap intervals of 95 %: {', '.join(words)}."
+    baselines = {m: v for m, v in means.items() if m in BASELINES}
+    others = {m: v for m, v in means.items() if m not in BASELINES}
+    if baselines and others:
+        base, best = max(baselines, key=baselines.__getitem__), max(others, key=others.__getitem__)
+        ratios = np.array(scores[best]) - np.array(scores[base])
+        low, high = interval(ratios.tolist())
+        text += (
+            f" {best} has {means[best] / means[base]:.2f} times the SSIM of the best baseline, {base}"
+            f" ({100 * (means[best] / means[base] - 1):+.1f} %); the difference is {float(ratios.mean()):+.3f}"
+            f" ({low:+.3f} to {high:+.3f})."
+        )
+    return text
+
+
+def classes(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """By method, how many of the crystals that all methods finished came out in which of the paper's classes."""
+    table = []
+    for method, mine in in_common(rows, methods).items():
+        counts = Counter(str(r.get("failure_class") or "") for r in mine)
+        table.append({"method": method, **{name: str(counts[name]) for name in get_args(FailureClass)}})
+    return table
 
 
 def preferred(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -251,8 +308,10 @@ def _write_summary(
     from mepdiff_core.page import figure_block, metrics_table, save_figure, write_page
     from mepdiff_core.runs import read_volume
 
+    outcomes = metrics_table(classes(rows, methods), ["method", *get_args(FailureClass)])
     sections = [
-        ("Methods", metrics_table(summarize(rows, methods), ["method", "over"])),
+        ("Methods", f"<p>{headline(rows, methods)}</p>" + metrics_table(summarize(rows, methods), ["method", "over"])),
+        ("What became of them", outcomes),
         ("Every crystal", metrics_table(rows, ["crystal", "axis", "method", "failure_class", "error"])),
     ]
     for case in cases:

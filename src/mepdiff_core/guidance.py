@@ -26,6 +26,10 @@ class Engine(Protocol):
     def loss(self, volume: Tensor, indices: Indices) -> float: ...
 
 
+LARGEST_RAD = 2 * math.pi
+"""Beyond it no voxel's phase is: the heaviest atoms reach some 2 rad."""
+MOST_HALVINGS = 30
+
 Batches = Callable[[int, int], Sequence[Indices]]
 """Sample and step -> the patterns that guide there, in mini-batches."""
 
@@ -52,6 +56,13 @@ class Measurement:
         """(..., slices, y, x) of (..., z, y, x): a view of what the patterns see."""
         z, y, x = self.shape
         return canvas[..., :z, :y, :x]
+
+    def loss(self, volume: Tensor, indices: Indices) -> float:
+        """Loss of one volume in rad."""
+        start = time.perf_counter()
+        loss = self.engine.loss(volume, indices)
+        self.seconds += time.perf_counter() - start
+        return loss
 
     def gradient(self, volume: Tensor, indices: Indices) -> tuple[float, Tensor]:
         """Loss and gradient of one volume in rad.
@@ -81,6 +92,10 @@ class DPS:
     Attributes:
         step: which the next call is.
         grad_norms: of ∇_x L, one for each sample.
+        halvings: times that g was halved for good, because a step had left the phases that matter can have.
+
+    Raises:
+        Diverged: halving did not help.
 
     Source: Chung et al., arXiv 2209.14687, algorithm 1; MEP-Diffusion, table 4.
     """
@@ -90,6 +105,7 @@ class DPS:
     ) -> None:
         self.denoise, self.measurement, self.batches, self.weight = denoise, measurement, batches, weight
         self.step = step
+        self.halvings = 0
         self.grad_norms: list[float] = []
 
     def __call__(self, x: Tensor, added: Tensor) -> Tensor:
@@ -110,7 +126,21 @@ class DPS:
         (back,) = torch.autograd.grad(seen, x, pull / m.data_scale)
         self.grad_norms = back.flatten(1).norm(dim=1).tolist()
         self.step += 1
-        return found - self.weight(float(added[0])) * back
+        full = self.weight(float(added[0])) * back
+        while True:
+            pull_now: Tensor = full / 2**self.halvings
+            if float(pull_now.abs().max()) < LARGEST_RAD * m.data_scale:
+                return found - pull_now
+            self.halvings += 1
+            if self.halvings > MOST_HALVINGS:
+                raise Diverged(
+                    f"the guidance was halved {MOST_HALVINGS} times and still diverges; give a lower guidance_scale"
+                )
+
+    @property
+    def note(self) -> str:
+        """What a person should know."""
+        return f"guidance diverged and is {2**self.halvings} times lower now" if self.halvings else ""
 
 
 class Proximal:
@@ -149,6 +179,7 @@ class Proximal:
         self.nats, self.spread, self.rate, self.positive, self.step = nats, spread, rate, positive, step
         self.moments = moments
         self.grad_norms: list[float] = []
+        self.note = ""
 
     def __call__(self, x: Tensor, added: Tensor) -> Tensor:
         m, sigma = self.measurement, float(added[0])

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mepdiff_core.config import check
 from mepdiff_core.crystal_set import CrystalSet, reduced_formula
+from mepdiff_core.settings import parse_composition
 from mepdiff_core.store import VolumeStore
 from mepdiff_core.training_data import CropConfig, CrystalCrops, Members, StoreCrops
 
@@ -40,13 +41,16 @@ class Crops(Protocol):
         ...
 
 
-def open_crops(data: str | Path, config: CropConfig, device: torch.device) -> tuple[Crops, Crops | None]:
+def open_crops(
+    data: str | Path, config: CropConfig, device: torch.device, exclude: Sequence[str] = ()
+) -> tuple[Crops, Crops | None]:
     """Crops to train on, and crops of other crystals to validate with; None of these where all crystals are alike.
 
     Args:
         data: STORE.zarr, or a set of crystals as one safetensors file.
         config: of the crops.
         device: where crystals are rendered.
+        exclude: formulas to take no crystal of.
 
     Raises:
         InputError: nothing there, something else, nothing to train on.
@@ -55,7 +59,7 @@ def open_crops(data: str | Path, config: CropConfig, device: torch.device) -> tu
     check(path.exists(), f"data: {path}: no such file; give STORE.zarr, crystals.safetensors, or prototypes")
     source = CrystalSet.load(path) if path.is_file() else VolumeStore(path)
     check(len(source) > 0, f"data: {path} is empty; build a larger one with mepdiff dataset build")
-    training, validation = hold_out(source)
+    training, validation = hold_out(source, exclude)
 
     def crops(members: Members) -> Crops:
         if isinstance(source, VolumeStore):
@@ -65,25 +69,34 @@ def open_crops(data: str | Path, config: CropConfig, device: torch.device) -> tu
     return crops(training), crops(validation) if len(validation) else None
 
 
-def hold_out(source: CrystalSet | VolumeStore) -> tuple[Members, Members]:
+def hold_out(source: CrystalSet | VolumeStore, exclude: Sequence[str] = ()) -> tuple[Members, Members]:
     """Members to train on and to validate with; where no crystal fell to validation, a composition of those to train on.
 
     Raises:
         InputError: nothing to train on.
     """
     training, validation = source.indices("train"), source.indices("validation")
+    if exclude:
+        barred = {_of_formula(formula) for formula in exclude}
+        training = np.array([i for i in training if _kind(source, int(i))[0] not in barred], np.int64)
     check(len(training) > 0, f"none of the {len(source)} crystals is in the part 'train'; give more crystals")
     if not len(validation):
-        kinds = np.array([_kind(source, int(i)) for i in training])
+        kinds = np.array(["|".join(_kind(source, int(i))) for i in training])
         last = kinds == kinds[-1]
         if not last.all():
             training, validation = training[~last], training[last]
     return training, validation
 
 
-def _kind(source: CrystalSet | VolumeStore, member: int) -> str:
+def _of_formula(formula: str) -> str:
+    counts = parse_composition(formula)
+    return reduced_formula(np.repeat(list(counts), list(counts.values())))
+
+
+def _kind(source: CrystalSet | VolumeStore, member: int) -> tuple[str, str]:
+    """Composition and structure type."""
     crystal = source[member] if isinstance(source, CrystalSet) else source.crystals[source.record(member).crystal]
-    return f"{reduced_formula(crystal.numbers)}|{crystal.structure_type}"
+    return reduced_formula(crystal.numbers), crystal.structure_type
 
 
 def place_of(image: int, items: int, seed: int) -> Place:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mepdiff_core.baselines import make_engine, run_adam
 from mepdiff_core.batches import Indices, make_batches, split_patterns
 from mepdiff_core.config import check
-from mepdiff_core.diffusion import Denoise, denoiser
+from mepdiff_core.diffusion import denoiser
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.guidance import DPS, Measurement, Proximal
 from mepdiff_core.projection import illumination
@@ -24,7 +24,7 @@ from mepdiff_core.scan import Scan, specimen_slices
 from mepdiff_core.settings import ADAM_BEST, Constraints, DPSConfig, ProximalConfig, SamplerConfig
 from mepdiff_core.states import Checkpoint, SampleState
 from mepdiff_core.steering import Steering
-from mepdiff_core.tiling import Tiles, tiled
+from mepdiff_core.tiling import Tiled, Tiles
 from mepdiff_core.weights import Prior, load_prior
 
 ILLUMINATED = 0.02
@@ -126,12 +126,13 @@ class _Task:
     model: ForwardModel
     measurement: Measurement
     tiles: Tiles
-    denoise: Denoise
+    tiled: Tiled
     fit: Indices
     held: Indices
     illuminated: npt.NDArray[np.bool_]
     network_s: float = 0.0
     before_s: float = 0.0
+    before_calls: int = 0
     before_steps: int = 0
     steering: Steering = field(default_factory=Steering)
 
@@ -152,17 +153,21 @@ class _Task:
         tiles = Tiles.lay(model.volume_shape, prior.config.shape, dose > ILLUMINATED)
         fit, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
         measurement = Measurement(engine, model.volume_shape, prior.config.diffusion.data_scale)
-        task = cls(config, prior, model, measurement, tiles, denoiser(prior.network), fit, held, dose > ILLUMINATED)
-        whole = tiled(denoiser(prior.network), tiles, config.tile_batch)
+        whole = Tiled(denoiser(prior.network), tiles, config.tile_batch)
+        return cls(config, prior, model, measurement, tiles, whole, fit, held, dose > ILLUMINATED)
 
-        def timed(x: Tensor, added: Tensor) -> Tensor:
-            began = time.perf_counter()
-            seen = whole(x, added)
-            task.network_s += time.perf_counter() - began
-            return seen
+    def denoise(self, x: Tensor, added: Tensor) -> Tensor:
+        """What the prior makes of the whole canvas."""
+        began = time.perf_counter()
+        seen = self.tiled(x, added)
+        self.network_s += time.perf_counter() - began
+        return seen
 
-        task.denoise = timed
-        return task
+    @property
+    def note(self) -> str:
+        """What a person should know of the network."""
+        taken, asked = self.tiled.batch_size, self.config.tile_batch
+        return f"memory was short: {taken} tiles at once instead of {asked}" if taken < asked else ""
 
     def batches(self, item: int, step: int) -> list[Indices]:
         """Patterns that guide a sample in a step."""
@@ -171,7 +176,9 @@ class _Task:
             return [self.fit] * c.batches
         found: list[Indices] = []
         for turn in range(c.batches):
-            drawn = make_batches(self.fit, c.batch_size, np.random.default_rng([c.seed + item, 4, step, turn]))
+            drawn = make_batches(
+                self.fit, c.batch_size, np.random.default_rng([c.seed + c.first_sample + item, 4, step, turn])
+            )
             found += drawn
             if len(found) >= c.batches:
                 break
@@ -183,10 +190,11 @@ class _Task:
         """The sampler's steps as states."""
         c, scale, device = self.config, self.prior.config.diffusion.data_scale, self.prior.device
         sigmas = polyexponential(c.steps, c.sigma_min, c.sigma_max, c.rho).tolist()
-        noise = noise_of_seeds([c.seed + i for i in range(c.samples)], (1, *self.tiles.shape), device)
+        noise = noise_of_seeds([c.seed + c.first_sample + i for i in range(c.samples)], (1, *self.tiles.shape), device)
         done, earlier, spent = 0, None, self.before_s
         if checkpoint is not None:
             done, spent = _steps(checkpoint), float(checkpoint["seconds"])
+            self.before_calls = int(checkpoint["network_calls"])
             self.before_steps = int(checkpoint["warm"])
             x, earlier = (torch.as_tensor(np.array(checkpoint[name])).to(device) for name in ("x", "denoised"))
         else:
@@ -209,12 +217,13 @@ class _Task:
         self.steering.begin(self.before_steps + done + 1)
         for step, (x, denoised) in enumerate(loop, done + 1):
             volumes = self.measurement.part(denoised[:, 0]) / scale
-            held = [self.measurement.engine.loss(v, self.held) for v in volumes] if len(self.held) else []
+            held = [self.measurement.loss(v, self.held) for v in volumes] if len(self.held) else []
             best = int(np.argmin(held)) if held else 0
             samples = self.model.crop(volumes.detach().cpu().numpy().astype(np.float32))
             arrays = {
                 "step": np.array(self.before_steps + step),
                 "warm": np.array(self.before_steps),
+                "network_calls": np.array(self.tiled.calls + self.before_calls),
                 "x": x.cpu().numpy(),
                 "denoised": denoised.detach().cpu().numpy(),
             }
@@ -233,11 +242,12 @@ class _Task:
                 seconds=spent,
                 sigma=sigmas[step - 1],
                 log_snr=-2 * math.log(sigmas[step - 1]),
-                note=self.steering.note,
                 noisy=np.asarray(self.model.crop(seen.cpu().numpy()), np.float32),
                 grad_norm=float(np.mean(guide.grad_norms)),
                 network_s=self.network_s - network,
                 physics_s=self.measurement.seconds - physics,
+                network_calls=self.tiled.calls + self.before_calls,
+                note="; ".join(filter(None, [guide.note, self.note, self.steering.note])),
                 illuminated=self.model.crop(self.illuminated),
                 samples=np.ascontiguousarray(samples) if c.samples > 1 else None,
                 checkpoint={name: np.array(value) for name, value in {**arrays, "seconds": spent}.items()},

@@ -89,7 +89,7 @@ METHODS: dict[str, Method] = {
         _mepdiff,
     ),
 }
-DEFAULT_METHOD = "adam-best"
+DEFAULT_METHOD = "mepdiff"
 
 
 def method_config(method: str, settings: Mapping[str, Any] | MethodConfig | None = None) -> MethodConfig:
@@ -126,7 +126,7 @@ def reconstruct(
 
     Args:
         scan: the measurement.
-        method: adam, lbfgs, adam-best or crystal (``METHODS``).
+        method: a name in ``METHODS``.
         config: the method's settings; by default its own.
         device: auto, cpu, cuda, cuda:1, mps.
         start: (slices, y, x) volume to start from, rad, on the scan's object field; zeros by default.

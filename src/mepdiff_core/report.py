@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,38 @@ def write_report(
     sections.append(("Convergence", figure_block(png, caption)))
     lead = f"{scan.info.get('formula', 'a scan')}, {scan.shape[0]} × {scan.shape[1]} patterns of {scan.n_pixels} px."
     write_page(folder / "report.html", title, lead + _simulated(scan), sections, record)
+
+
+def write_comparison(
+    folder: Path,
+    scan: Scan,
+    volumes: Mapping[str, npt.NDArray[np.floating]],
+    metrics: Mapping[str, Mapping[str, Any]],
+) -> Path:
+    """``report.html`` of several reconstructions of one simulated scan beside its truth; returns its path.
+
+    Args:
+        volumes: (slices, y, x) by method, rad; metrics: of each, with "method".
+    """
+    assert scan.truth is not None
+    truth, voxel = scan.truth.phase, scan.truth.voxel_size_A
+    table = metrics_table(list(metrics.values()), ["method", "failure_class"])
+    verdicts = "".join(
+        f"<p><strong>{m}</strong>: {html.escape(str(v['verdict']))}</p>" for m, v in metrics.items() if v.get("verdict")
+    )
+    png = save_figure(figures.slices_figure(volumes, truth, voxel), folder / "slices.png")
+    slices = figure_block(
+        png, "Phase of slices from the entrance face (left) down, the middle of the field, one grey scale."
+    )
+    png = save_figure(figures.depth_figure(volumes, truth, voxel), folder / "depth.png")
+    depth = figure_block(png, "Phase along the beam through atom columns: what a reconstruction finds hardest.")
+    explained = _explain(scan, True, next(iter(metrics.values())))
+    sections = [("Slices", slices), ("Depth", depth), ("Metrics", table + verdicts + explained)]
+    lead = f"{scan.info.get('formula', 'a scan')}, {scan.shape[0]} × {scan.shape[1]} patterns of {scan.n_pixels} px."
+    title = f"{scan.info.get('crystal', 'A crystal')} by {' and by '.join(volumes)}"
+    record = {"methods": {method: dict(values) for method, values in metrics.items()}, "scan": dict(scan.info)}
+    write_page(folder / "report.html", title, lead + _simulated(scan), sections, record)
+    return folder / "report.html"
 
 
 def _simulated(scan: Scan) -> str:

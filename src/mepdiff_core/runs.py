@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 HISTORY = ("step", "loss", "heldout", "sigma", "seconds", "volume_step", "note")
 CRYSTAL_HISTORY = ("stage", "temperature", "accepted")
 """What the history of the crystal solver has besides."""
-SAMPLE_HISTORY = ("log_snr", "grad_norm", "network_s", "physics_s")
+SAMPLE_HISTORY = ("log_snr", "grad_norm", "network_calls", "network_s", "physics_s")
 """What the history of a posterior sampler has besides."""
 CELLS = ("crystal.cif", "crystal-2.cif")
 """The unit cell, and a second one where two are equally likely."""
@@ -346,6 +346,9 @@ class Run:
             "seconds": float(row["seconds"]),
             **judge(self.scan, volume, thickness, self.config.heldout_fraction, self.config.seed, self.device),
         }
+        calls = [int(r["network_calls"]) for r in self.folder.history if r.get("network_calls")]
+        if calls:
+            self.metrics["network_calls"] = max(calls)
         answer = self.folder.read_answer()
         if isinstance(last, CrystalState) and answer is not None:  # files round
             answer = replace(answer, cell=last.cell, alternative=last.alternative, defects=last.defects)

@@ -243,6 +243,7 @@ class SamplerConfig:
         rho: exponent of the schedule; 1 makes neighbouring sigmas of equal ratio.
         eta: how much of the noise is renewed: 0 follows the ODE, 1 the SDE.
         samples: drawn from the posterior; the volume is that which the held-out patterns like best.
+        first_sample: number of the first: a run of three is the same as three of one, whose first_sample is 0, 1 and 2.
         likelihood: amplitude (PtyRAD's loss_single) or poisson.
         batch_size: patterns a mini-batch; null: all that are not held out.
         batches: mini-batches a step.
@@ -252,7 +253,7 @@ class SamplerConfig:
         slice_thickness_A: Å, that of the prior's voxels.
         engine: ptyrad (its own model and loss) or fast (ours, equal to 1e-5).
         model: window and sampling of the fast engine's model.
-        seed: of the first sample, and of mini-batches and held-out patterns; each sample has its own.
+        seed: of noise, mini-batches and held-out patterns.
     """
 
     prior: str = EMBEDDED
@@ -262,6 +263,7 @@ class SamplerConfig:
     rho: float = 1.0
     eta: float = 1.0
     samples: int = 1
+    first_sample: int = 0
     likelihood: LikelihoodName = "amplitude"
     batch_size: int | None = None
     batches: int = 1
@@ -282,6 +284,7 @@ class SamplerConfig:
         )
         check(self.rho > 0, f"rho is {self.rho:g}; expected more than 0")
         check(0 <= self.eta <= 1, f"eta is {self.eta:g}; expected 0 to 1")
+        check(self.first_sample >= 0, f"first_sample is {self.first_sample}; expected 0 or more")
         check(self.batch_size is None or self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
         _check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
 

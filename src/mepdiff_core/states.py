@@ -91,6 +91,7 @@ class SampleState(State):
         log_snr: -2 ln sigma.
         noisy: (z, y, x) what the volume was denoised from, with noise of ``sigma`` added, rad.
         grad_norm: of the data misfit's gradient.
+        network_calls: tiles that the network has denoised so far, over all samples.
         network_s, physics_s: seconds of this step in the network and in the model of the patterns.
         illuminated: (y, x) where electrons went: elsewhere the volume is the prior's invention.
     """
@@ -98,6 +99,7 @@ class SampleState(State):
     log_snr: float = float("nan")
     noisy: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
     grad_norm: float = float("nan")
+    network_calls: int = 0
     network_s: float = 0.0
     physics_s: float = 0.0
     illuminated: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))

@@ -61,16 +61,19 @@ class Tiles:
         return cls(shape, tile, corners[held])
 
     def window(self, device: torch.device) -> Tensor:
-        """(z, y, x) what each voxel of a tile counts where tiles overlap: falling to its faces, never 0."""
+        """(z, y, x) what each voxel of a tile counts where tiles overlap: falling to its faces, never 0.
+
+        Squared, since a network knows least at the faces of what it sees.
+        """
         sides = []
         for side, overlap in zip(self.tile, OVERLAP, strict=True):
             away = torch.minimum(torch.arange(side) + 0.5, side - torch.arange(side) - 0.5)
-            sides.append((away / (side * overlap)).clamp(max=1.0))
+            sides.append((away / (side * overlap)).clamp(max=1.0) ** 2)
         z, y, x = sides
         return (z[:, None, None] * y[:, None] * x).to(device)
 
 
-def tiled(denoise: Denoise, tiles: Tiles, batch_size: int) -> Denoise:
+class Tiled:
     """A denoiser of whole volumes from one of tiles; where no tile lies, the answer is 0.
 
     With gradients wanted, tiles are computed again on the way back, so that memory holds one batch of them.
@@ -78,25 +81,47 @@ def tiled(denoise: Denoise, tiles: Tiles, batch_size: int) -> Denoise:
     Args:
         denoise: of (batch, 1, \\*tile).
         tiles: where they lie.
-        batch_size: tiles at once.
-    """
-    depth, height, width = tiles.tile
+        batch_size: tiles at once; halved for good where they do not fit into the device's memory.
 
-    def whole(x: Tensor, added: Tensor) -> Tensor:
+    Attributes:
+        calls: of the network so far, a tile each.
+
+    Raises:
+        InputError: a volume of another shape, or a single tile that does not fit into memory.
+    """
+
+    def __init__(self, denoise: Denoise, tiles: Tiles, batch_size: int) -> None:
+        self.denoise, self.tiles, self.batch_size = denoise, tiles, batch_size
+        self.calls = 0
+
+    def __call__(self, x: Tensor, added: Tensor) -> Tensor:
+        tiles = self.tiles
         check(x.shape[2:] == tiles.shape, f"the volume has shape {tuple(x.shape[2:])}; the tiles cover {tiles.shape}")
-        window = tiles.window(x.device)
-        places = [(item, *corner) for item in range(len(x)) for corner in tiles.corners.tolist()]
-        total, weight = torch.zeros_like(x), x.new_zeros(tiles.shape)
-        for z, a, b in tiles.corners.tolist():
+        while True:
+            try:
+                return self._whole(x, added)
+            except torch.OutOfMemoryError:
+                check(
+                    self.batch_size > 1,
+                    "one tile does not fit into the device's memory; take a smaller prior or --device cpu",
+                )
+                self.batch_size //= 2
+
+    def _whole(self, x: Tensor, added: Tensor) -> Tensor:
+        depth, height, width = self.tiles.tile
+        window, size = self.tiles.window(x.device), self.batch_size
+        corners = self.tiles.corners.tolist()
+        places = [(item, *corner) for item in range(len(x)) for corner in corners]
+        total, weight = torch.zeros_like(x), x.new_zeros(self.tiles.shape)
+        for z, a, b in corners:
             weight[z : z + depth, a : a + height, b : b + width] += window
-        for first in range(0, len(places), batch_size):
-            some = places[first : first + batch_size]
+        for first in range(0, len(places), size):
+            some = places[first : first + size]
             cut = torch.stack([x[i, :, z : z + depth, a : a + height, b : b + width] for i, z, a, b in some])
             noise = added[[i for i, *_ in some]]
-            again = torch.is_grad_enabled() and x.requires_grad and len(places) > batch_size
-            seen = checkpoint(denoise, cut, noise, use_reentrant=False) if again else denoise(cut, noise)
+            again = torch.is_grad_enabled() and x.requires_grad and len(places) > size
+            seen = checkpoint(self.denoise, cut, noise, use_reentrant=False) if again else self.denoise(cut, noise)
+            self.calls += len(some)
             for (i, z, a, b), part in zip(some, seen, strict=True):
                 total[i, :, z : z + depth, a : a + height, b : b + width] += part * window
         return total / weight.clamp(min=1e-12)
-
-    return whole

@@ -105,11 +105,13 @@ def train(
         f"batch_size is {config.batch_size}; expected a multiple of {accelerator.num_processes} processes times "
         f"{config.accumulate} parts",
     )
-    given = None if config.data == "prototypes" else open_crops(config.data, config.crops, accelerator.device)
+    given = (
+        None if config.data == "prototypes" else open_crops(config.data, config.crops, accelerator.device, config.exclude)
+    )
     folder = _open_folder(config, out, resume, accelerator)
     if given is None:
         yield from _prototypes(config, folder, accelerator)
-        given = open_crops(folder.crystals, config.crops, accelerator.device)
+        given = open_crops(folder.crystals, config.crops, accelerator.device, config.exclude)
     crops, held_out = given
     trainer = _Trainer(config, folder, accelerator, crops, held_out)
     if resume:
@@ -171,6 +173,7 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=config.learning_rate,
+            betas=(0.9, config.beta2),
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )

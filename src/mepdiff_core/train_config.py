@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mepdiff_core.config import check, read_yaml
 from mepdiff_core.diffusion import DiffusionConfig
+from mepdiff_core.settings import parse_composition
 from mepdiff_core.training_data import CropConfig
 from mepdiff_core.unet import UNetConfig
 
@@ -35,6 +36,7 @@ class TrainConfig:
         data: a store of volumes (STORE.zarr), a set of crystals to render while training (crystals.safetensors, as every
             store has one), or prototypes: crystals generated from the seed.
         crystals: how many prototypes to generate.
+        exclude: formulas that are never trained on, in whatever structure, so that they can be judged with.
         network: its architecture.
         diffusion: what it is taught.
         crops: what it is shown; ``crops.seed`` draws orientations, origins and vacancies.
@@ -43,6 +45,7 @@ class TrainConfig:
         accumulate: parts a process takes its share of a batch in, one after the other, where it does not fit into memory.
         learning_rate: of AdamW, once warmed up.
         weight_decay: of AdamW.
+        beta2: of AdamW, how slowly it forgets the size of gradients; a lower one stands bursts of them better.
         warmup_steps: over which the learning rate rises from 0.
         clip_norm: gradients of a larger norm are shortened to it.
         ema_decay: of the moving average of the weights, which is the prior; less at first, (1 + step) / (10 + step).
@@ -59,6 +62,7 @@ class TrainConfig:
 
     data: str = "prototypes"
     crystals: int = 20000
+    exclude: tuple[str, ...] = ()
     network: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     crops: CropConfig = field(default_factory=CropConfig)
@@ -67,6 +71,7 @@ class TrainConfig:
     accumulate: int = 1
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
+    beta2: float = 0.999
     warmup_steps: int = 1000
     clip_norm: float = 1.0
     ema_decay: float = 0.9999
@@ -98,12 +103,15 @@ class TrainConfig:
             check(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}; expected more than 0")
         for name in ("weight_decay", "warmup_steps", "pictures_every", "seed", "validation_crops"):
             check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; expected 0 or more")
+        check(0 < self.beta2 < 1, f"beta2 is {self.beta2:g}; expected more than 0 and less than 1")
         check(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay:g}; expected 0 to less than 1")
         check(self.workers is None or self.workers >= 0, f"workers is {self.workers}; expected 0 or more")
         check(
             self.batch_size % self.accumulate == 0,
             f"batch_size is {self.batch_size} and accumulate {self.accumulate}; expected a divisor of the batch",
         )
+        for formula in self.exclude:
+            parse_composition(formula)
         size = (self.crops.slices, self.crops.pixels, self.crops.pixels)
         strides = self.network.strides
         check(

@@ -126,7 +126,11 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention between all voxels of a low-resolution volume."""
+    """Self-attention between all voxels of a low-resolution volume.
+
+    Queries and keys are brought to unit size, so that no training can drive their products up until it breaks down
+    (Henry et al., arXiv 2010.04245; Dehghani et al., arXiv 2302.05442).
+    """
 
     def __init__(self, channels: int, head_channels: int) -> None:
         super().__init__()
@@ -139,6 +143,7 @@ class Attention(nn.Module):
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         # (batch, heads, tokens, channels), the last without gaps: torch's fast attention wants it so
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = (functional.rms_norm(part, (part.shape[-1],)) for part in (q, k))
         h = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         result: Tensor = x + self.out(h).transpose(1, 2).unflatten(2, x.shape[2:])
         return result

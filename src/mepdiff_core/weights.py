@@ -67,18 +67,26 @@ class Prior:
         return denoiser(self.network)(x, added)
 
 
-def save_prior(path: str | Path, weights: Mapping[str, Tensor], config: PriorConfig, training: Mapping[str, Any]) -> None:
+def save_prior(
+    path: str | Path,
+    weights: Mapping[str, Tensor],
+    config: PriorConfig,
+    training: Mapping[str, Any],
+    half: bool = False,
+) -> None:
     """Write one safetensors file, atomically.
 
     Args:
         weights: ``UNet.state_dict()`` or a moving average of it.
         config: what it is.
         training: plain values to keep on record.
+        half: keep the weights as float16, which takes half the space; networks compute in float32 all the same.
 
     Raises:
         InputError: it cannot be written.
     """
-    arrays = {name: value.detach().float().cpu().numpy() for name, value in weights.items()}
+    kind = torch.float16 if half else torch.float32
+    arrays = {name: value.detach().to(kind).cpu().numpy() for name, value in weights.items()}
     PRIOR.save(arrays, path, {"config": to_dict(config), "training": dict(training)})
 
 

@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.config import check
-    from mepdiff_core.evaluation import evaluate, summarize
+    from mepdiff_core.evaluation import evaluate, headline, summarize
     from mepdiff_core.page import text_table
     from mepdiff_core.simulate import load_simulation
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
             bar.close()
             raise Stopped("stopped; the same command with --resume goes on") from None
     summary = summarize(rows, methods)
-    text = text_table(summary, ["method", "over"])
+    text = f"{text_table(summary, ['method', 'over'])}\n{headline(rows, methods)}"
     for row in rows:
         if row["error"]:
             text += f"\n{row['crystal']} along {row['axis']}, {row['method']}: {row['error']}"

@@ -16,9 +16,33 @@ def add_parser(commands: Any) -> None:
         help="what a prior is, what it was trained on, how well it does",
         description="Show a prior's network, training and held-out loss by log-SNR; its weights are checked.",
     )
-    inspect.add_argument("prior", metavar="FILE", help="a prior, as mepdiff train writes it (last.safetensors)")
+    inspect.add_argument("prior", metavar="NAME|FILE", help="embedded, or a file as mepdiff train writes it")
     add_json(inspect)
     inspect.set_defaults(run=run_inspect)
+    pack = actions.add_parser(
+        "pack",
+        help="the same prior in half the space",
+        description="Write a prior with its weights as float16, as the embedded one is; it still computes in float32.",
+    )
+    pack.add_argument("prior", metavar="FILE", help="a prior, as mepdiff train writes it (last.safetensors)")
+    pack.add_argument("out", metavar="OUT.safetensors", help="file to write")
+    add_json(pack)
+    pack.set_defaults(run=run_pack)
+
+
+def run_pack(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from mepdiff_core.config import check
+    from mepdiff_core.weights import load_prior, prior_file, save_prior
+
+    prior = load_prior(arguments.prior)
+    out, source = Path(arguments.out), prior_file(arguments.prior)
+    check(out.resolve() != source.resolve(), f"{out} is the prior itself; give another file to write")
+    save_prior(out, dict(prior.network.named_parameters()), prior.config, prior.training, half=True)
+    sizes = {"before": source.stat().st_size, "after": out.stat().st_size}
+    text = f"{out}: {sizes['after'] / 1e6:.1f} MB instead of {sizes['before'] / 1e6:.1f} MB"
+    emit(arguments, {"file": str(out), "bytes": sizes}, text)
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:
@@ -27,14 +51,14 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     from mepdiff_core.config import to_dict
     from mepdiff_core.runs import sha256
     from mepdiff_core.unet import costs
-    from mepdiff_core.weights import load_prior
+    from mepdiff_core.weights import load_prior, prior_file
 
     prior = load_prior(arguments.prior)
     config = prior.config
     rows = costs(config.network, config.shape)
     result = {
         "file": str(arguments.prior),
-        "file_sha256": sha256(arguments.prior),
+        "file_sha256": sha256(prior_file(arguments.prior)),
         "weights_sha256": prior.sha256,
         "parameters": rows[-1].parameters,
         "config": to_dict(config),

@@ -15,20 +15,21 @@ from mepdiff_core.cli.common import (
     read_settings,
     stopped_run,
 )
+from mepdiff_core.reconstruction import DEFAULT_METHOD
 
 EPILOG = """\
 methods:
+  mepdiff     the default: the crystal solver; where its answer is doubted also proximal, and the patterns held out decide
+  crystal     atoms in a repeated cell, found by the patterns' Poisson likelihood; what is known of the crystal helps:
+              --composition, --lattice, --start FILE.cif
+  proximal    a trained prior (--prior) and Poisson data steps by turns, from a few passes of Adam
+  dps         the MEP-Diffusion paper's sampler: a trained prior (--prior) pulled by the patterns' misfit
   adam-best   PtyRAD as an expert runs it: Poisson loss, positive phase, smoothed along the beam, stopped when patterns
               that it does not fit are no longer explained better
   adam        PtyRAD with Adam as the MEP-Diffusion paper ran it, 200 passes
   lbfgs       PtyRAD with L-BFGS as the paper ran it, learning rates 1, 0.1 and 0.01
-  crystal     atoms in a repeated cell, found by the patterns' Poisson likelihood; what is known of the crystal helps:
-              --composition, --lattice, --start FILE.cif
-  dps         the MEP-Diffusion paper's sampler: a trained prior (--prior) pulled by the patterns' misfit
-  proximal    a trained prior (--prior) and Poisson data steps by turns, from a few passes of Adam
-  mepdiff     the crystal solver; where its answer is doubted also proximal, and the patterns held out decide
 
-Every setting of a method and what it means: mepdiff info --settings adam-best
+Every setting of a method and what it means: mepdiff info --settings mepdiff
 Every value of the calibration: mepdiff info --settings calibration
 engine=fast computes with mepdiff's own forward model instead of PtyRAD's: the same losses, about three times as fast.
 
@@ -41,7 +42,7 @@ examples:
   mepdiff reconstruct scan.h5 --method adam --steps 50 --out run-adam
   mepdiff reconstruct scan.h5 --method adam --set engine=fast --probe probe.h5 --out run-fast
   mepdiff reconstruct scan.h5 --method crystal --composition LiMnPO4 --out run-crystal
-  mepdiff reconstruct scan.h5 --method mepdiff --prior prior/last.safetensors --samples 4 --out run-samples
+  mepdiff reconstruct scan.h5 --method proximal --prior prior/last.safetensors --samples 4 --out run-samples
 """
 SAMPLERS = ("dps", "proximal", "mepdiff")
 SOLVERS = ("crystal", "mepdiff")
@@ -67,9 +68,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("scan", metavar="SCAN.h5", help="the scan file")
     parser.add_argument(
         "--method",
-        default="adam-best",
+        default=DEFAULT_METHOD,
         metavar="NAME",
-        help="adam-best (default), adam, lbfgs, crystal, dps, proximal or mepdiff",
+        help="mepdiff (default), crystal, proximal, dps, adam-best, adam, lbfgs",
     )
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder to make (or to go on with, by --resume)")
     parser.add_argument(

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from mepdiff_core.cli.common import StateBar, Stopped, add_device, add_json, add_settings, emit, read_settings
+from mepdiff_core.settings import EMBEDDED
 
 EPILOG = """\
 The folder holds samples.ome.tif (phase in rad), mean and std.ome.tif, sheet.png, history.csv and run.yaml.
@@ -23,7 +24,9 @@ def add_parser(commands: Any) -> None:
         description="Draw volumes from a prior, without any measurement: what it takes a crystal to be.",
         epilog=EPILOG,
     )
-    parser.add_argument("--prior", required=True, metavar="FILE", help="a prior, as mepdiff train writes it")
+    parser.add_argument(
+        "--prior", default=EMBEDDED, metavar="NAME|FILE", help="embedded (default), or a prior as mepdiff train writes it"
+    )
     parser.add_argument("--out", required=True, metavar="RUN", help="folder to make")
     parser.add_argument("--n", type=int, help="how many (default 16)")
     parser.add_argument("--steps", type=int, help="of the sampler (default 50)")

@@ -1,0 +1,196 @@
+"""Posterior samplers on a scan, with a tiny prior that has learnt nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from mepdiff_core.batches import split_patterns
+from mepdiff_core.cli import main
+from mepdiff_core.config import read_yaml
+from mepdiff_core.diffusion import DiffusionConfig, denoiser
+from mepdiff_core.errors import InputError
+from mepdiff_core.posterior import run_dps, run_proximal
+from mepdiff_core.runs import Run
+from mepdiff_core.sample import dpmpp_2m_sde, noise_of_seeds, polyexponential
+from mepdiff_core.scan import Scan
+from mepdiff_core.settings import DPSConfig, ProximalConfig, SamplerConfig
+from mepdiff_core.states import SampleState
+from mepdiff_core.tiling import Tiled, Tiles
+from mepdiff_core.unet import UNet, UNetConfig
+from mepdiff_core.weights import PriorConfig, load_prior, save_prior
+
+NETWORK = UNetConfig((8,), (16,), blocks=1, head_channels=8, embedding=16, patch=2)
+TINY = PriorConfig(NETWORK, DiffusionConfig(), (4, 32, 32))
+SHORT: dict[str, Any] = {"steps": 3, "batch_size": 8, "batches": 2, "sigma_max": 4.0}
+Sampler = Callable[..., Iterator[SampleState]]
+BOTH = [(run_dps, DPSConfig), (run_proximal, ProximalConfig)]
+
+
+@pytest.fixture(scope="module")
+def prior_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    network = UNet(NETWORK)
+    torch.nn.init.normal_(network.exit.weight, std=0.05)
+    path = tmp_path_factory.mktemp("prior") / "tiny.safetensors"
+    save_prior(path, dict(network.named_parameters()), TINY, {"data": "nothing"})
+    return path
+
+
+def made(kind: type[SamplerConfig], prior: Path, **more: Any) -> Any:
+    warm = {"warm_passes": 1} if kind is ProximalConfig else {"guidance_scale": 10.0}
+    return kind(prior=str(prior), **(SHORT | warm | more))
+
+
+def last(states: Iterator[SampleState]) -> SampleState:
+    *_, state = states
+    return state
+
+
+@pytest.mark.parametrize(("run", "kind"), BOTH)
+def test_states_tell_what_goes_on(run: Sampler, kind: type[SamplerConfig], small_scan: Scan, prior_path: Path) -> None:
+    states = list(run(small_scan, made(kind, prior_path)))
+    sampled = states[-3:]
+    assert [s.step for s in states] == list(range(1, len(states) + 1))
+    assert {s.total for s in states} == {len(states)}
+    np.testing.assert_allclose([s.sigma for s in sampled], polyexponential(3, 0.1, 4.0)[:3])
+    for state in sampled:
+        assert state.volume.shape == state.noisy.shape == (4, *state.illuminated.shape)
+        assert np.isfinite(state.volume).all()
+        assert state.log_snr == pytest.approx(-2 * np.log(state.sigma))
+        assert state.grad_norm > 0
+        assert state.network_s > 0
+        assert state.physics_s > 0
+    assert sampled[0].network_calls < sampled[2].network_calls
+    # the probe's tails beyond the scan leave less than a fiftieth of the dose in the corners
+    lit = sampled[0].illuminated
+    assert lit[lit.shape[0] // 2, lit.shape[1] // 2]
+    assert not lit[0, 0]
+    assert np.array_equal(last(run(small_scan, made(kind, prior_path))).volume, states[-1].volume)
+
+
+@pytest.mark.parametrize(("run", "kind"), BOTH)
+def test_samples_together_are_those_of_one_at_a_time(
+    run: Sampler, kind: type[SamplerConfig], small_scan: Scan, prior_path: Path
+) -> None:
+    together = last(run(small_scan, made(kind, prior_path, samples=3)))
+    assert together.samples is not None
+    assert together.heldout is not None
+    misfits = []
+    for number in range(3):
+        alone = last(run(small_scan, made(kind, prior_path, first_sample=number)))
+        np.testing.assert_allclose(together.samples[number], alone.volume, atol=2e-6)
+        assert alone.heldout is not None
+        misfits.append(alone.heldout)
+    assert together.heldout == pytest.approx(min(misfits), rel=1e-6)
+    np.testing.assert_array_equal(together.volume, together.samples[int(np.argmin(misfits))])
+    assert float(np.abs(together.samples[0] - together.samples[1]).max()) > 1e-3
+
+
+@pytest.mark.parametrize(("run", "kind"), BOTH)
+def test_what_is_held_out_guides_nothing(
+    run: Sampler, kind: type[SamplerConfig], small_scan: Scan, prior_path: Path
+) -> None:
+    """Other counts in the held-out patterns change the held-out misfit and no voxel."""
+    config = made(kind, prior_path)
+    _, held = split_patterns(small_scan.n_patterns, config.heldout_fraction, config.seed)
+    counts = np.array(small_scan.counts)
+    counts.reshape(-1, *counts.shape[2:])[held] = counts.reshape(-1, *counts.shape[2:])[held][:, ::-1]
+    one, other = (last(run(scan, config)) for scan in (small_scan, replace(small_scan, counts=counts)))
+    assert np.array_equal(one.volume, other.volume)
+    assert one.heldout != other.heldout
+
+
+@pytest.mark.parametrize(("run", "kind"), BOTH)
+@pytest.mark.parametrize("done", [1, 2])
+def test_a_sampler_goes_on_from_a_checkpoint(
+    run: Sampler, kind: type[SamplerConfig], done: int, small_scan: Scan, prior_path: Path
+) -> None:
+    config = made(kind, prior_path)
+    states = list(run(small_scan, config))
+    middle = states[-4 + done]
+    rest = list(run(small_scan, config, checkpoint=middle.checkpoint))
+    assert len(rest) == 3 - done
+    assert rest[0].step == middle.step + 1
+    assert np.array_equal(rest[-1].volume, states[-1].volume)
+    assert rest[-1].network_calls == states[-1].network_calls
+
+
+def test_without_guidance_dps_samples_the_prior(small_scan: Scan, prior_path: Path) -> None:
+    state = last(run_dps(small_scan, made(DPSConfig, prior_path, guidance_scale=0.0)))
+    prior = load_prior(prior_path)
+    tiles = Tiles.lay(state.volume.shape, TINY.shape, state.illuminated)
+    noise = noise_of_seeds([0], (1, *tiles.shape), torch.device("cpu"))
+    sigmas = polyexponential(3, 0.1, 4.0).tolist()
+    with torch.no_grad():
+        *_, (x, _) = dpmpp_2m_sde(Tiled(denoiser(prior.network), tiles, 8), noise(0) * sigmas[0], sigmas, noise)
+    np.testing.assert_allclose(state.volume, x[0, 0] / TINY.diffusion.data_scale, atol=1e-6)
+
+
+def test_ptyrads_gradients_guide_alike(small_scan: Scan, prior_path: Path) -> None:
+    ours, theirs = (
+        last(run_dps(small_scan, made(DPSConfig, prior_path, engine=engine, steps=2))) for engine in ("fast", "ptyrad")
+    )
+    assert float(np.abs(ours.volume - theirs.volume).max()) < 2e-4 * float(np.abs(ours.volume).max())
+
+
+@pytest.mark.parametrize("slices", [2, 6, 11])
+def test_any_thickness(slices: int, small_scan: Scan, prior_path: Path) -> None:
+    state = last(run_proximal(small_scan, made(ProximalConfig, prior_path, slices=slices)))
+    assert state.volume.shape == (slices, *state.illuminated.shape)
+    assert float(np.abs(state.volume[-1]).max()) > 0
+
+
+def test_a_prior_of_other_voxels_is_refused(small_scan: Scan, prior_path: Path) -> None:
+    with pytest.raises(InputError, match=r"trained on voxels of 1.6 x 0.2 x 0.2 Å; this scan's are 2 x 0.2 x 0.2 Å"):
+        next(run_proximal(small_scan, made(ProximalConfig, prior_path, slice_thickness_A=2.0)))
+    with pytest.raises(InputError, match="dps starts from noise"):
+        next(run_dps(small_scan, made(DPSConfig, prior_path), start=np.zeros((4, 3, 3))))
+    with pytest.raises(InputError, match="the start volume has shape"):
+        next(run_proximal(small_scan, made(ProximalConfig, prior_path), start=np.zeros((4, 3, 3))))
+
+
+@pytest.mark.parametrize("method", ["dps", "proximal"])
+def test_a_run_that_was_stopped_goes_on(method: str, small_file: Path, prior_path: Path, tmp_path: Path) -> None:
+    settings = {"prior": str(prior_path), **SHORT, "samples": 2}
+    settings |= {"warm_passes": 1} if method == "proximal" else {"guidance_scale": 10.0}
+    whole = Run(small_file, tmp_path / "whole", method, settings)
+    list(whole.states())
+    stopped = Run(small_file, tmp_path / "stopped", method, settings)
+    with closing(stopped.states()) as states:  # type: ignore[type-var]
+        list(islice(states, 3 if method == "proximal" else 2))
+    assert read_yaml(tmp_path / "stopped" / "run.yaml")["status"] == "stopped"
+    again = Run(small_file, tmp_path / "stopped", method, resume=True)
+    list(again.states())
+    for name in ("volume", "samples", "mean", "std", "illuminated"):
+        one, other = (tifffile.imread(tmp_path / folder / f"{name}.ome.tif") for folder in ("whole", "stopped"))
+        assert np.array_equal(one, other), name
+    rows = [(tmp_path / folder / "history.csv").read_text().splitlines() for folder in ("whole", "stopped")]
+    assert len(rows[0]) == len(rows[1])
+    assert "network_calls" in rows[0][0]
+    assert again.metrics["network_calls"] == whole.metrics["network_calls"] > 0
+    assert read_yaml(tmp_path / "whole" / "run.yaml")["prior"]["path"] == str(prior_path)
+
+
+def test_on_the_command_line(small_file: Path, prior_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    common = ["reconstruct", str(small_file), "--out", str(out), "--steps", "2", "--set", "batches=1"]
+    assert main([*common, "--method", "proximal", "--prior", str(prior_path), "--samples", "2"]) == 0
+    assert {p.name for p in out.glob("*.tif")} == {
+        *("volume.ome.tif", "samples.ome.tif", "mean.ome.tif", "std.ome.tif", "illuminated.ome.tif")
+    }
+    capsys.readouterr()
+    assert main([*common, "--method", "adam", "--prior", str(prior_path)]) == 2
+    assert "--prior is for the methods dps and proximal and mepdiff" in capsys.readouterr().err
+    assert main(["reconstruct", str(small_file), "--out", str(tmp_path / "no"), "--method", "dps", "--prior", "no.x"]) == 2
+    assert capsys.readouterr().err.strip() == "mepdiff: no.x: no such file"
+    assert not (tmp_path / "no").exists()
