@@ -3,8 +3,8 @@
 A synthetic method yields some 200 states a second of the sample scan's volume (each step transforms the volume, as a
 reconstruction would). The same job, run folder and all, runs in turn without a window; in the window's Reconstruct dock; and
 there while a timer of 5 ms notes when the main thread comes to it, which is work of its own. Printed, with the slices shown
-(2D) and the volume (3D): the job's time in the window over its time alone, and the gaps between the beats. Then two such jobs
-run side by side, one of them as a sampler does, with its noisy state in a layer of its own.
+(2D) and the volume (3D): the job's time in the window over its time alone, and the gaps between the beats. Then two such
+jobs run side by side, one of them as a sampler does, with its noisy state in a layer of its own.
 
     xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/heartbeat.py
 
