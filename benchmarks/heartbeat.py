@@ -3,7 +3,8 @@
 A synthetic method yields some 200 states a second of the sample scan's volume (each step transforms the volume, as a
 reconstruction would). The same job, run folder and all, runs in turn without a window; in the window's Reconstruct dock; and
 there while a timer of 5 ms notes when the main thread comes to it, which is work of its own. Printed, with the slices shown
-(2D) and the volume (3D): the job's time in the window over its time alone, and the gaps between the beats.
+(2D) and the volume (3D): the job's time in the window over its time alone, and the gaps between the beats. Then two such
+jobs run side by side, one of them as a sampler does, with its noisy state in a layer of its own.
 
     xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/heartbeat.py
 
@@ -28,26 +29,32 @@ transforms = 1
 
 
 def synthetic(scan: Any, config: Any, device: Any, start: Any, checkpoint: Any) -> Iterator[Any]:
-    """States of a volume that grows towards the truth, each after some milliseconds of work."""
+    """States of a volume that grows towards the truth, each after some milliseconds of work; with a seed, a sampler's."""
     import numpy as np
     import torch
 
-    from mepdiff_core.states import State
+    from mepdiff_core.states import SampleState, State
 
     truth = torch.as_tensor(np.array(scan.truth.phase))
+    lit = np.ones(truth.shape[1:], bool)
     began = time.perf_counter()
     for step in range(1, config.iterations + 1):
         volume = truth * (step / config.iterations)
         for _ in range(transforms):
             volume = torch.fft.irfft2(torch.fft.rfft2(volume), s=volume.shape[-2:])
-        yield State(
-            step=step,
-            total=config.iterations,
-            volume=volume.numpy(),
-            loss=1 / step,
-            seconds=time.perf_counter() - began,
-            volume_step=step,
-        )
+        values = {
+            "step": step,
+            "total": config.iterations,
+            "volume": volume.numpy(),
+            "loss": 1 / step,
+            "seconds": time.perf_counter() - began,
+            "volume_step": step,
+        }
+        if config.seed:
+            sigma = 10 / step
+            yield SampleState(**values, sigma=sigma, log_snr=0.0, noisy=volume.numpy() + sigma, illuminated=lit)
+        else:
+            yield State(**values)
 
 
 def main() -> None:
@@ -72,8 +79,8 @@ def measure(folder: str, pairs: int, states: int) -> None:
     from mepdiff_core.settings import AdamConfig
     from napari_mepdiff._all_steps import open_all_steps
     from napari_mepdiff._preferences import preferences
-    from napari_mepdiff._reconstruct import record
     from napari_mepdiff._sample_data import SAMPLE
+    from napari_mepdiff._task import Task, record
 
     torch.set_num_threads(1)
     config = AdamConfig(iterations=states)
@@ -82,7 +89,7 @@ def measure(folder: str, pairs: int, states: int) -> None:
     preferences().runs_folder = f"{folder}/runs"
     preferences().threads = 1
     viewer.open_sample("napari-mepdiff", "strontium_titanate")
-    load, _, dock = open_all_steps(viewer)
+    load, _, dock, *_ = open_all_steps(viewer)
     dock.parent().raise_()
     load.confirm.click()
     dock.method.setCurrentText("synthetic")
@@ -112,17 +119,33 @@ def measure(folder: str, pairs: int, states: int) -> None:
 
     def in_window(beating: bool) -> tuple[float, np.ndarray]:
         dock.run()
-        spin(lambda: len(dock._rows) > 1)
-        job = dock.job
+        return watched([dock.queue.tasks[-1]], beating)
+
+    def two_in_window() -> tuple[float, np.ndarray]:
+        dock.queue_view.at_once.setValue(2)
+        for seed in (0, 1):
+            dock.form.fields["seed"].set_value(seed)
+            dock.form._edited()
+            dock.run()
+        dock.form.fields["seed"].set_value(0)
+        dock.form._edited()
+        return watched(dock.queue.tasks[-2:], True)
+
+    def watched(tasks: list[Any], beating: bool) -> tuple[float, np.ndarray]:
+        """Seconds for a job's states, and the gaps between beats while all of these jobs stream."""
+        spin(lambda: all(len(task.rows) > 1 for task in tasks))
         beats.clear()
         if beating:
             timer.start(5)
-        spin(lambda: dock._rows[-1][0] == states or job.ended)
+        spin(lambda: any(task.rows[-1].step == states or task.job.ended for task in tasks))
         timer.stop()
-        spin(lambda: dock.job is None)
+        spin(lambda: not dock.queue.jobs)
         while len(viewer.layers) > 2:
             viewer.layers.pop()
-        return pace(dock._rows), 1e3 * np.diff(beats)
+        return max(pace(task.rows) for task in tasks), 1e3 * np.diff(beats)
+
+    def in_words(gaps: np.ndarray) -> str:
+        return f"{np.median(gaps):15.1f} {np.percentile(gaps, 95):6.1f} {gaps.max():7.1f}"
 
     global transforms
     while headless(-transforms) * RATE < states:
@@ -132,14 +155,17 @@ def measure(folder: str, pairs: int, states: int) -> None:
     print(" view  alone s  window s  ratio  states/s  gap ms: median    p95     max")
     for dimensions in (2, 3):
         viewer.dims.ndisplay = dimensions
-        dock._look_in_3d = lambda: None
+        Task._look_in_3d = lambda self: None
         for number in range(pairs):
             alone = headless(10 * number + dimensions)
             seconds, _ = in_window(False)
             _, gaps = in_window(True)
-            numbers = f"{np.median(gaps):15.1f} {np.percentile(gaps, 95):6.1f} {gaps.max():7.1f}"
             ratio = f"{seconds / alone:6.3f} {states / seconds:9.0f}"
-            print(f"{dimensions:>4}D {alone:8.2f} {seconds:9.2f} {ratio} {numbers}", flush=True)
+            print(f"{dimensions:>4}D {alone:8.2f} {seconds:9.2f} {ratio} {in_words(gaps)}", flush=True)
+            seconds, gaps = two_in_window()
+            print(
+                f"{dimensions:>4}D  two jobs {seconds:8.2f} {'':6} {2 * states / seconds:9.0f} {in_words(gaps)}", flush=True
+            )
     viewer.close()
 
 

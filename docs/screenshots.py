@@ -1,11 +1,12 @@
 """The screenshots of docs/plugin.md: a session on the sample scan, with pictures on the way.
 
-QT_QPA_PLATFORM=xcb xvfb-run -a -s "-screen 0 1600x1000x24" python docs/screenshots.py
+QT_QPA_PLATFORM=xcb xvfb-run -a -s "-screen 0 1600x1000x24" python docs/screenshots.py PRIOR.safetensors
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,10 @@ DOCK_WIDTH = 350
 
 
 def main() -> None:
+    prior = Path(sys.argv[1]).resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NAPARI_CONFIG"] = f"{folder}/settings.yaml"
-        take(Path(folder))
+        take(Path(folder), prior)
 
 
 def write_hspy(path: Path, scan: Scan) -> Path:
@@ -57,10 +59,10 @@ def write_hspy(path: Path, scan: Scan) -> Path:
     return path
 
 
-def take(folder: Path) -> None:
+def take(folder: Path, prior: Path) -> None:
     import napari
     from qtpy.QtCore import QEventLoop, Qt, QTimer
-    from qtpy.QtWidgets import QMainWindow
+    from qtpy.QtWidgets import QMainWindow, QScrollArea
 
     from napari_mepdiff._all_steps import open_all_steps
     from napari_mepdiff._preferences import preferences
@@ -75,14 +77,26 @@ def take(folder: Path) -> None:
 
     def shoot(name: str) -> None:
         spin(0.5)
+        for dock in (load, optics, reconstruct, results):
+            if hasattr(dock, "folder"):
+                dock.folder.setText("Runs are kept in ~/mepdiff-runs")
         viewer.screenshot(str(IMAGES / f"{name}.png"), canvas_only=False, size=None)
+
+    def scroll(dock: object, part: float) -> None:
+        bar = dock.findChild(QScrollArea).verticalScrollBar()
+        bar.setValue(round(part * bar.maximum()))
+
+    def flat(layer_slice: int) -> None:
+        viewer.dims.ndisplay = 2
+        viewer.dims.set_current_step(0, layer_slice)
+        viewer.reset_view()
 
     viewer = napari.Viewer(show_welcome_screen=False)
     preferences().runs_folder = "~/mepdiff-runs"
     window = next(w for w in napari.qt.get_qapp().topLevelWidgets() if isinstance(w, QMainWindow))
     window.resize(*SIZE)
     viewer.open_sample("napari-mepdiff", "strontium_titanate")
-    load, optics, reconstruct = open_all_steps(viewer)
+    load, optics, reconstruct, results = open_all_steps(viewer)
     window.resizeDocks([load.parent()], [DOCK_WIDTH], Qt.Orientation.Horizontal)
     load.path.setText("SrTiO3.h5")
     spin(3)
@@ -108,19 +122,51 @@ def take(folder: Path) -> None:
 
     preferences().runs_folder = str(folder / "runs")
     reconstruct.parent().raise_()
+    reconstruct.method.setCurrentText("adam-best")
     reconstruct.form.fields["engine"].set_value("fast")
     reconstruct.form._edited()
     reconstruct.run_button.click()
     spin(120, lambda: len(reconstruct._rows) >= 25)
-    reconstruct.folder.setText("Runs are kept in ~/mepdiff-runs")
     shoot("window-running")
     spin(300, lambda: reconstruct.job is None)
-    reconstruct.folder.setText("Runs are kept in ~/mepdiff-runs")
-    viewer.theme = "light"
-    viewer.dims.ndisplay = 2
-    viewer.dims.set_current_step(0, 3)
+
+    reconstruct.prior.choose(prior)
+    reconstruct.method.setCurrentText("dps")
+    for name, value in (("steps", 40), ("samples", 2)):
+        reconstruct.form.fields[name].set_value(value)
+    reconstruct.form._edited()
+    reconstruct.run_button.click()
+    spin(60, lambda: reconstruct.task.run is not None and len(reconstruct._rows) >= 2)
+    reconstruct.steer.fields["guidance_scale"].setText("8000")
+    reconstruct.steer.fields["guidance_scale"].returnPressed.emit()
+    spin(120, lambda: len(reconstruct._rows) >= 28)
+    for layer in viewer.layers:
+        layer.visible = "adam-best" not in layer.name
     viewer.reset_view()
-    reconstruct.settings.unfold(True)
+    viewer.scene.camera.angles = (0.0, 6.0, 14.0)
+    scroll(reconstruct, 0.3)
+    shoot("window-sampler")
+    spin(240, lambda: reconstruct.job is None)
+    flat(3)
+    scroll(reconstruct, 0.0)
+    shoot("window-sampler-finished")
+
+    results.parent().raise_()
+    results.choose([*results.runs])
+    spin(20, lambda: not results._looker._timer.isActive())
+    results.side_by_side()
+    spin(20, lambda: not results._worker._timer.isActive())
+    flat(3)
+    viewer.reset_view(layers=[layer for layer in viewer.layers if layer.visible])
+    results.profiles.pick.click()
+    truth = results.profiles._volumes["truth"]
+    y, x = divmod(int(truth.phase.sum(0)[40:60, 40:60].argmax()), 20)
+    results.profiles.show_column(
+        *(o + (n + 40) * d for o, d, n in zip(truth.origin_A[1:], truth.voxel_size_A[1:], (y, x), strict=True))
+    )
+    shoot("window-results")
+    results.side_by_side()
+    viewer.theme = "light"
     shoot("window-finished-light")
     viewer.close()
 

@@ -106,7 +106,8 @@ def window(make_napari_viewer_proxy: Any, qtbot: Any, settings: Path) -> Iterato
     said: list[Notification] = []
     notification_manager.notification_ready.connect(said.append)
     viewer = make_napari_viewer_proxy()
-    load, optics, reconstruct = open_all_steps(viewer)
+    load, optics, reconstruct, *_ = open_all_steps(viewer)
+    reconstruct.method.setCurrentText("adam-best")
     made = Window(viewer, load, optics, reconstruct, qtbot, said)
     yield made
     notification_manager.notification_ready.disconnect(said.append)
@@ -160,7 +161,11 @@ def test_napari_knows_reader_writers_sample_and_preferences(settings: Path) -> N
 
     manifest = PluginManager.instance().get_manifest(PLUGIN)
     assert manifest.display_name == "MEP-Diffusion"
-    assert [w.display_name for w in manifest.contributions.widgets] == ["All steps", *STEPS]
+    assert [w.display_name for w in manifest.contributions.widgets] == [
+        "All steps",
+        *STEPS,
+        "Sample crystals from the prior",
+    ]
     assert {e for w in manifest.contributions.writers for e in w.filename_extensions} == {".ome.tif", ".ome.tiff", ".run"}
     assert manifest.contributions.sample_data[0].key == "strontium_titanate"
     assert preferences().stream_rate == 50.0
@@ -220,7 +225,7 @@ def test_a_dropped_file_and_the_sample_are_taken_up(window: Window, small_file: 
 def test_docks_opened_later_find_the_scan_that_is_there(make_napari_viewer_proxy: Any, settings: Path) -> None:
     viewer = make_napari_viewer_proxy()
     viewer.open_sample(PLUGIN, "strontium_titanate")
-    _, optics, _ = open_all_steps(viewer)
+    _, optics, *_ = open_all_steps(viewer)
     assert optics.session.path == SAMPLE
     assert optics.form.fields["optics.overfocus_A"].text() == "60 Å"
 
@@ -495,18 +500,25 @@ def test_pause_waits_resume_goes_on_stop_stops_and_continue_goes_on(
     assert len([layer for layer in window.viewer.layers if "adam-best" in layer.name]) == 1
 
 
-def test_run_twice_is_refused_while_one_runs_and_makes_two_layers_after(
+def test_run_twice_is_one_after_the_other_with_a_layer_each(
     window: Window, small_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(monkeypatch, counting(5, pause_s=0.05))
     window.open(small_file)
-    window.press(window.reconstruct.run_button)
-    window.reconstruct.run()
-    assert texts(window.said) == ["a reconstruction is under way; stop it first, or wait for its end"]
-    window.wait(lambda: window.reconstruct.job is None)
-    window.run_to_end()
+    dock = window.reconstruct
+    window.press(dock.run_button)
+    assert dock.run_button.text() == "Add to queue"
+    window.press(dock.run_button)
+    first, second = dock.queue.tasks
+    assert dock.task is first
+    assert (first.status, second.status) == ("running", "waiting")
+    assert not dock.jobs_section.isHidden()
+    window.wait(lambda: second.status == "running")
+    assert first.status == "finished"
+    window.wait(lambda: second.job.ended and not dock.queue.jobs)
     assert len([layer for layer in window.viewer.layers if "adam-best" in layer.name]) == 2
     assert len([*(tmp_path / "runs").iterdir()]) == 2
+    assert dock.session.runs == [first.out, second.out]
 
 
 @pytest.mark.parametrize(
@@ -616,8 +628,9 @@ def test_closing_the_window_stops_the_job(
     use(monkeypatch, counting(10**6, pause_s=0.02))
     viewer = make_napari_viewer()
     viewer.open_sample(PLUGIN, "strontium_titanate")
-    load, _, dock = open_all_steps(viewer)
+    load, _, dock, *_ = open_all_steps(viewer)
     load.confirm.click()
+    dock.method.setCurrentText("adam-best")
     dock.run()
     qtbot.waitUntil(lambda: len(dock._rows) > 2, timeout=30000)
     job = dock.job
@@ -680,11 +693,11 @@ def test_a_config_is_saved_and_loaded(window: Window, small_file: Path, tmp_path
     window.open(small_file)
     window.type(window.reconstruct, "learning_rate", "7e-4")
     window.type(window.reconstruct, "constraints.depth_blur_slices", "0.5")
-    window.reconstruct.save_config(tmp_path / "config.yaml")
+    window.reconstruct.take_along.save_config(tmp_path / "config.yaml")
     kept = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert (kept["learning_rate"], kept["slices"], kept["constraints"]["depth_blur_slices"]) == (7e-4, 4, 0.5)
     window.type(window.reconstruct, "learning_rate", "1e-3")
-    window.reconstruct.load_config(tmp_path / "config.yaml")
+    window.reconstruct.take_along.load_config(tmp_path / "config.yaml")
     assert window.reconstruct.request().config.learning_rate == 7e-4  # type: ignore[union-attr]
     assert window.reconstruct.settings.heading.text() == "Settings (2 changed)"
 
@@ -703,9 +716,9 @@ def test_layers_are_saved_as_ome_tiff_and_as_run_folder(window: Window, small_fi
     layer.save(str(tmp_path / "kept.run"), plugin=PLUGIN)
     names = {p.name for p in (tmp_path / "kept.run").iterdir()}
     assert {"run.yaml", "history.csv", "volume.ome.tif", "metrics.json", "report.html"} <= names
-    window.reconstruct.save_run(tmp_path / "again")
+    window.reconstruct.take_along.save_run(tmp_path / "again")
     assert {p.name for p in (tmp_path / "again").iterdir()} == names
-    window.reconstruct.save_run(tmp_path / "again")
+    window.reconstruct.take_along.save_run(tmp_path / "again")
     assert "exists already" in window.said[-1].message
 
 

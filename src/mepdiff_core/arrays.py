@@ -89,6 +89,27 @@ def arrays_about(path: str | Path) -> str:
         return str((file.metadata() or {}).get("about", ""))
 
 
+def read_about(path: str | Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """What a file of a kind says of itself, and the shapes of its arrays by name; the arrays themselves stay on disk.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            text = (file.metadata() or {}).get("about", "")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged, or no safetensors file ({error}); choose another one") from None
+    try:
+        about = json.loads(text)
+    except ValueError:
+        about = {}  # of another kind
+    return about if isinstance(about, dict) else {}, shapes
+
+
 def digest(arrays: Arrays) -> str:
     """Hex sha256 of names, shapes and bytes, in the order of the names."""
     total = hashlib.sha256()

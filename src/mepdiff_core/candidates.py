@@ -21,6 +21,7 @@ from mepdiff_core.posterior import run_proximal
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import MepdiffConfig
 from mepdiff_core.states import Checkpoint, CrystalState, SampleState, State
+from mepdiff_core.steering import Steering
 from mepdiff_core.unit_cell import UnitCell
 
 KEPT = "crystal."
@@ -33,6 +34,7 @@ def run_mepdiff(
     device: torch.device | str = "cpu",
     start: npt.NDArray[np.floating] | None = None,
     checkpoint: Checkpoint | None = None,
+    steering: Steering | None = None,
 ) -> Iterator[State]:
     """The crystal solver; then, where its answer is doubted, the prior's sampler; the held-out patterns decide.
 
@@ -40,6 +42,7 @@ def run_mepdiff(
         scan: the measurement; config: settings; device: torch device.
         start: (slices, y, x) volume for the sampler to start from, rad; a few passes of Adam by default.
         checkpoint: of a state of the same run, to go on from there; the crystal solver itself begins again.
+        steering: changes the sampler's guidance while it runs.
 
     Yields:
         States of both; the last one holds the answer, and its verdict says why it is the answer.
@@ -61,7 +64,7 @@ def run_mepdiff(
         inner["step"] = np.array(int(inner["step"]) - crystal.step)
     kept = _remembered(crystal)
     sample: SampleState | None = None
-    for sample in run_proximal(scan, config, device, start, inner):
+    for sample in run_proximal(scan, config, device, start, inner, steering):
         arrays = {**sample.checkpoint, **kept}
         # before the sampler's first step there is nothing to go on from but the crystal
         arrays["step"] = np.array(crystal.step + (sample.step if sample.checkpoint else 0))

@@ -137,7 +137,8 @@ def check(condition: bool, message: str) -> None:
 
 def describe(config: Any, prefix: str = "") -> list[tuple[str, Any, str]]:
     """(name, default, meaning) of every field of a config, nested ones by their dotted names, from its docstring."""
-    text = (type(config).__doc__ or "").partition("Attributes:")[2]
+    texts = [(each.__doc__ or "").partition("Attributes:")[2] for each in reversed(type(config).__mro__)]
+    text = "\n".join(texts)  # what a config inherits is told by its parent
     names = [field.name for field in dataclasses.fields(config)]
     meanings: dict[str, str] = {}
     current: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from mepdiff_core.sample import dpmpp_2m_sde, noise_of_seeds, polyexponential
 from mepdiff_core.scan import Scan, specimen_slices
 from mepdiff_core.settings import ADAM_BEST, Constraints, DPSConfig, ProximalConfig, SamplerConfig
 from mepdiff_core.states import Checkpoint, SampleState
+from mepdiff_core.steering import Steering
 from mepdiff_core.tiling import Tiled, Tiles
 from mepdiff_core.weights import Prior, load_prior
 
@@ -38,6 +39,7 @@ def run_dps(
     device: torch.device | str = "cpu",
     start: npt.NDArray[np.floating] | None = None,
     checkpoint: Checkpoint | None = None,
+    steering: Steering | None = None,
 ) -> Iterator[SampleState]:
     """The paper's sampler: SDE DPM-Solver++ with a gradient through the network at every step.
 
@@ -45,6 +47,7 @@ def run_dps(
         scan: the measurement; config: settings with a prior; device: torch device.
         start: not taken: it starts from noise.
         checkpoint: of a state of the same run, to go on from there.
+        steering: changes the guidance while it runs.
 
     Raises:
         InputError: no prior, or one that does not fit; Diverged: a misfit that is not finite.
@@ -53,10 +56,12 @@ def run_dps(
     """
     check(start is None, "dps starts from noise and takes no start volume; leave it out, or take the method proximal")
     task = _Task.prepare(scan, config, device)
+    task.steering = steering or task.steering
 
     def weight(sigma: float) -> float:
         log_snr = -2 * math.log(sigma)
-        return config.guidance_scale / math.sqrt(1 + math.exp(log_snr - config.guidance_log_snr))
+        now = task.steering.now(config)
+        return now.guidance_scale / math.sqrt(1 + math.exp(log_snr - now.guidance_log_snr))
 
     done = 0 if checkpoint is None else _steps(checkpoint)
     guide = DPS(task.denoise, task.measurement, task.batches, weight, done + 1)
@@ -69,20 +74,22 @@ def run_proximal(
     device: torch.device | str = "cpu",
     start: npt.NDArray[np.floating] | None = None,
     checkpoint: Checkpoint | None = None,
+    steering: Steering | None = None,
 ) -> Iterator[SampleState]:
     """From a few passes of Adam (or a start volume), data steps between denoising and renoising.
 
     Arguments and errors are those of ``run_dps``, but that ``start`` is taken: (slices, y, x), rad.
     """
     task = _Task.prepare(scan, config, device)
+    task.steering = steering or task.steering
     fitted = float(scan.electrons_per_pattern) * len(task.fit)
     scale = task.prior.config.diffusion.data_scale
 
     def spread(sigma: float) -> float:
-        return config.openness * sigma / math.sqrt(1 + sigma**2) / scale
+        return task.steering.now(config).openness * sigma / math.sqrt(1 + sigma**2) / scale
 
     def rate(sigma: float) -> float:
-        return min(config.learning_rate, spread(sigma))
+        return min(task.steering.now(config).learning_rate, spread(sigma))
 
     done, moments = 0, None
     if checkpoint is not None:
@@ -127,6 +134,7 @@ class _Task:
     before_s: float = 0.0
     before_calls: int = 0
     before_steps: int = 0
+    steering: Steering = field(default_factory=Steering)
 
     @classmethod
     def prepare(cls, scan: Scan, config: SamplerConfig, device: torch.device | str) -> _Task:
@@ -206,6 +214,7 @@ class _Task:
         loop = dpmpp_2m_sde(guide, x, sigmas, noise, c.eta, done, earlier)
         network, physics = self.network_s, self.measurement.seconds
         noisy = x
+        self.steering.begin(self.before_steps + done + 1)
         for step, (x, denoised) in enumerate(loop, done + 1):
             volumes = self.measurement.part(denoised[:, 0]) / scale
             held = [self.measurement.loss(v, self.held) for v in volumes] if len(self.held) else []
@@ -238,11 +247,12 @@ class _Task:
                 network_s=self.network_s - network,
                 physics_s=self.measurement.seconds - physics,
                 network_calls=self.tiled.calls + self.before_calls,
-                note="; ".join(filter(None, [guide.note, self.note])),
+                note="; ".join(filter(None, [guide.note, self.note, self.steering.note])),
                 illuminated=self.model.crop(self.illuminated),
                 samples=np.ascontiguousarray(samples) if c.samples > 1 else None,
                 checkpoint={name: np.array(value) for name, value in {**arrays, "seconds": spent}.items()},
             )
+            self.steering.begin(self.before_steps + step + 1)
             began, noisy = time.perf_counter(), x
             network, physics = self.network_s, self.measurement.seconds
 

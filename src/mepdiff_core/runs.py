@@ -11,7 +11,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
 from operator import attrgetter
@@ -30,6 +30,7 @@ from mepdiff_core.errors import Diverged, InputError, reading
 from mepdiff_core.files import atomic_path, make_folder, write_text
 from mepdiff_core.settings import EMBEDDED, CrystalConfig, MepdiffConfig, SamplerConfig
 from mepdiff_core.states import CrystalState, Refined, SampleState, State
+from mepdiff_core.steering import Steering, steerable
 from mepdiff_core.structure_files import read_crystal
 
 if TYPE_CHECKING:
@@ -157,6 +158,12 @@ class RunFolder:
             if status == "finished":
                 (self.path / "checkpoint.safetensors").unlink(missing_ok=True)
 
+    def keep_changes(self, changes: Sequence[Mapping[str, Any]]) -> None:
+        """Put what a person has changed on the way on record, when there is more of it than before."""
+        if len(changes) > len(self.record.get("changes") or ()):
+            self.record["changes"] = [dict(change) for change in changes]
+            self._write_record()
+
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """``metrics.json``."""
         write_text(self.path / "metrics.json", json.dumps(finite(metrics), indent=2) + "\n")
@@ -232,6 +239,7 @@ class Run:
         folder: the run folder.
         scan: the scan, with calibration and probe put in.
         metrics: of the finished run; empty before.
+        steering: changes the guidance of a sampler while it runs; what it changed is on record.
 
     Raises:
         InputError: bad input.
@@ -263,6 +271,7 @@ class Run:
         self.metrics: dict[str, Any] = {}
         self._title = f"{scan.info.get('crystal', Path(scan_path).stem)} by {method}"
         self._checkpoint = None
+        changes: Sequence[Mapping[str, Any]] = ()
         if resume:
             self.folder = RunFolder.reopen(out)
             record, self._checkpoint = self.folder.record, self.folder.load_checkpoint()
@@ -284,16 +293,18 @@ class Run:
             for name, field in _files_of(self.config).items():
                 file = _recorded_file(record, name, None)
                 if file is not None:  # from whatever folder this is run
-                    changes: Any = str(file)
+                    named_file: Any = str(file)
                     for part in reversed(field.split(".")):
-                        changes = {part: changes}
-                    self.config = method_config(method, merge(to_dict(self.config), changes))
+                        named_file = {part: named_file}
+                    self.config = method_config(method, merge(to_dict(self.config), named_file))
             kept = record.get("calibration") or {}
             check(
                 not calibration or calibration_of(calibrate(scan, calibration)) == calibration_of(calibrate(scan, kept)),
                 f"the calibration given is not that of the run in {out}; leave it out to go on, or start another run",
             )
             calibration = kept
+            changes = record.get("changes") or ()
+        self.steering = Steering(changes)
         scan = calibrate(scan, calibration or {})
         scan = scan if positions is None else with_positions(scan, positions)
         self.scan = scan if probe is None else with_probe(scan, probe)
@@ -314,6 +325,7 @@ class Run:
                     "config": to_dict(self.config),
                     "seed": self.config.seed,
                     "input": Path(scan_path).name,
+                    "input_path": str(Path(scan_path).resolve()),
                     "input_sha256": digest,
                     "calibration": dict(calibration or {}),
                     **({"prepared": self.scan.info["prepared"]} if "prepared" in self.scan.info else {}),
@@ -327,7 +339,7 @@ class Run:
                 },
             )
 
-    def states(self) -> Iterator[State]:
+    def states(self) -> Generator[State]:
         """The states of the loop; after the last one, metrics and report are written.
 
         Raises:
@@ -337,13 +349,15 @@ class Run:
         from mepdiff_core.report import judge, write_report
 
         finished = self.folder.record["status"] == "finished"
-        loop = METHODS[self.method].run(self.scan, self.config, self.device, self._start, self._checkpoint)
+        options = {"steering": self.steering} if steerable(self.config) else {}
+        loop = METHODS[self.method].run(self.scan, self.config, self.device, self._start, self._checkpoint, **options)
         volume: npt.NDArray[np.floating] | None = None
         last: State | None = None
         # closed here and now: what its last save may have to say is not to be lost to the garbage collector
         with contextlib.closing(self.folder.follow(iter(()) if finished else loop)) as states:
             for state in states:
                 volume, last = state.volume, state
+                self.folder.keep_changes(self.steering.changes)
                 yield state
         if volume is None:
             volume = read_volume(self.folder.path / "volume.ome.tif")
@@ -455,11 +469,11 @@ def write_volume(
         temporary.write_bytes(buffer.getbuffer())
 
 
-def read_volume(path: str | Path) -> npt.NDArray[np.float32]:
-    """Read a (z, y, x) volume from a TIFF file.
+def read_volume(path: str | Path, samples: bool = False) -> npt.NDArray[np.float32]:
+    """Read a (z, y, x) volume from a TIFF file, or several as (k, z, y, x).
 
     Raises:
-        InputError: missing, unreadable, or not three-dimensional.
+        InputError: missing, unreadable, or of another number of dimensions.
     """
     import tifffile
 
@@ -469,7 +483,8 @@ def read_volume(path: str | Path) -> npt.NDArray[np.float32]:
         check(len(file.pages) > 0, f"{path} has no pages")  # counted first: a damaged chain would be walked for ever
         volume = file.asarray()
     volume = volume[None] if volume.ndim == 2 else volume  # TIFF does not tell one slice from an image
-    check(volume.ndim == 3, f"{path} has shape {volume.shape}; expected (z, y, x)")
+    expected = "(k, z, y, x)" if samples else "(z, y, x)"
+    check(volume.ndim == 3 + samples, f"{path} has shape {volume.shape}; expected {expected}")
     return np.asarray(volume, np.float32)
 
 

@@ -1,4 +1,4 @@
-"""The menu entry "All steps": the three docks, in working order."""
+"""The menu entry "All steps": the docks, in working order."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from qtpy.QtWidgets import QWidget
 from napari_mepdiff._load import LoadScan
 from napari_mepdiff._optics import OpticsAndScan
 from napari_mepdiff._reconstruct import Reconstruct
+from napari_mepdiff._results import Results
 
-STEPS = {"Load scan": LoadScan, "Optics and scan": OpticsAndScan, "Reconstruct": Reconstruct}
+STEPS = {"Load scan": LoadScan, "Optics and scan": OpticsAndScan, "Reconstruct": Reconstruct, "Results": Results}
 
 
 class AllSteps(QWidget):

@@ -13,7 +13,7 @@ from mepdiff_core.scan import Scan, Truth
 from mepdiff_core.virtual import detector_mask, virtual_image
 
 KEY = "mepdiff"
-"""What layer.metadata calls our part of it: {"scan": Scan, "path": str} or {"run": folder}."""
+"""What layer.metadata calls our part of it: {"scan": Scan, "path": str}, {"run": folder}, or of the truth {"beside": Å}."""
 COLORMAP = "inferno"
 GAP = 1.08
 """Distance between a volume and the truth beside it, in widths of the volume."""
@@ -57,6 +57,7 @@ def truth_layer(truth: Truth, path: Path) -> LayerTuple:
     z, y, x = truth.origin_A
     settings = volume_settings(f"{path.stem}: ground truth", truth.voxel_size_A, (z, y, x + GAP * width))
     settings["contrast_limits"] = contrast_limits(truth.phase)
+    settings["metadata"] = {KEY: {"beside": GAP * width}}
     return truth.phase, settings, "image"
 
 

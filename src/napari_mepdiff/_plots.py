@@ -14,7 +14,9 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 Image = npt.NDArray[np.generic]
-LOSS_COLORS = {"loss": "#2e86ab", "held out": "#d1792f"}
+LOSS_COLORS = {"loss": "#2e86ab", "held out": "#d1792f", "network": "#a871d6", "physics": "#2e9e6b"}
+PALETTE = ("#2e86ab", "#d1792f", "#2e9e6b", "#a871d6", "#d1495b", "#b59f2a")
+"""Lines of several volumes; read on the dark theme and on the light one."""
 
 
 class Pane(QWidget):
@@ -152,16 +154,21 @@ class Curves(QWidget):
         self._ink = QColor("gray")
         layout.addWidget(self.view)
 
-    def show_lines(self, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
-        """Show lines by name as (x, y); names that are not there any more go."""
+    def show_lines(
+        self, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], colors: Mapping[str, str] | None = None
+    ) -> None:
+        """Show lines by name as (x, y); names that are not there any more go. A name without a colour is in that of text."""
+        colors = LOSS_COLORS if colors is None else colors
         for name in [n for n in self._lines if n not in lines]:
             self.view.removeItem(self._lines.pop(name))
         for name, (x, y) in lines.items():
             if name not in self._lines:
-                self._lines[name] = self.view.plot(name=name, pen=pg.mkPen(LOSS_COLORS.get(name, self._ink), width=1.5))
+                self._lines[name] = self.view.plot(name=name)
+            self._lines[name].setPen(pg.mkPen(colors.get(name, self._ink), width=1.5))
             # a line of a single point would not be seen
             self._lines[name].setData(np.asarray(x, float), np.asarray(y, float))
             self._lines[name].setSymbol("o" if len(x) == 1 else None)
+        self._paint_legend()
 
     def show_bars(self, edges: npt.NDArray[np.floating], numbers: npt.NDArray[np.integer]) -> None:
         """Show a histogram; empty bins are left out."""
@@ -180,6 +187,13 @@ class Curves(QWidget):
             axis.setTextPen(self._ink)
             axis.setLabel(label, **{"font-size": "8pt", "color": self._ink.name()})
             axis.enableAutoSIPrefix(False)
+            axis.setSIPrefixEnableRanges(((0.0, 0.0),))  # rad stay rad, also below a thousandth
+        behind = _qcolor(colors.background)
+        behind.setAlpha(190)
+        self.legend.setBrush(behind)
+        self._paint_legend()
+
+    def _paint_legend(self) -> None:
         self.legend.setLabelTextColor(self._ink)
         for _, label in self.legend.items:
             label.setText(label.text, color=self._ink.name())

@@ -23,17 +23,21 @@ class Session(QObject):
         loaded: signal; another scan is there.
         changed: signal; its calibration, slices, probe or confirmation is another.
         pattern_changed: signal; another pattern is looked at.
+        runs_changed: signal; a run of this window has begun, or has come further.
         path, scan_in_file: the scan as it was read.
         calibration: what it is taken to have been measured with.
         confirmed: whether a person has said that the calibration is right.
         slices: how many the specimen is cut into.
         probe_path: a probe file used instead of the scan's own probe.
         pattern: index of the pattern that is looked at.
+        runs: folders of the runs of this window, in the order they began.
+        scans: files of all scans that were loaded, the last one first.
     """
 
     loaded = Signal()
     changed = Signal()
     pattern_changed = Signal()
+    runs_changed = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,11 +48,14 @@ class Session(QObject):
         self.slices = 1
         self.probe_path: Path | None = None
         self.pattern = 0
+        self.runs: list[Path] = []
+        self.scans: list[Path] = []
 
     def show_scan(self, path: Path, scan: Scan) -> None:
         """Take up another scan, with the calibration its file gives."""
         self.path, self.scan_in_file, self.calibration = path, scan, calibration_of(scan)
         self.confirmed, self.probe_path = False, None
+        self.scans = [path, *(known for known in self.scans if known != path)]
         self.slices = suggested_slices(scan)
         self.pattern = scan.n_patterns // 2 + scan.shape[1] // 2 * (scan.shape[0] % 2 == 0)
         self.loaded.emit()
@@ -79,6 +86,12 @@ class Session(QObject):
         if self.scan_in_file is not None and index != self.pattern:
             self.pattern = min(max(index, 0), self.scan_in_file.n_patterns - 1)
             self.pattern_changed.emit()
+
+    def add_run(self, folder: Path) -> None:
+        """A run of this window has begun, has come further, or has ended."""
+        if folder not in self.runs:
+            self.runs.append(folder)
+        self.runs_changed.emit()
 
     def scan(self) -> Scan:
         """The scan with its calibration put in, without the probe file.

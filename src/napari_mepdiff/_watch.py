@@ -15,13 +15,11 @@ from qtpy.QtWidgets import QGridLayout, QVBoxLayout, QWidget
 from mepdiff_core.runs import Run
 from mepdiff_core.scan import Scan
 from mepdiff_core.states import FloatArray
-from napari_mepdiff._dock import notify
+from napari_mepdiff._dock import notify, words
 from napari_mepdiff._plots import Curves, Pane, follow_theme
 from napari_mepdiff._pump import Answerer
 from napari_mepdiff._session import session_of
-
-Row = tuple[int, int, float, float | None, float]
-"""Of a state: step, total, loss, held-out loss, seconds."""
+from napari_mepdiff._task import Row
 
 
 class Watch(QWidget):
@@ -42,6 +40,11 @@ class Watch(QWidget):
         column.setSpacing(6)
         self.curves = Curves("step", "loss")
         column.addWidget(self.curves)
+        self.noise = words()
+        self.times = Curves("step", "s a step", height=100)
+        for each in (self.noise, self.times):
+            column.addWidget(each)
+            each.hide()
         tip = "Square root of the electrons in a pixel, one grey scale for both."
         self.measured = Pane("measured", tip)
         self.predicted = Pane("predicted", f"The pattern that the volume predicts at the same position. {tip}")
@@ -51,7 +54,7 @@ class Watch(QWidget):
             grid.addWidget(pane, 0, i)
             grid.setColumnStretch(i, 1)
         column.addLayout(grid)
-        follow_theme(viewer, self.curves, self.measured, self.predicted)
+        follow_theme(viewer, self.curves, self.times, self.measured, self.predicted)
 
         self._predictor: Answerer[Any] = Answerer(_predict, self)
         self._predictor.answered.connect(self._have_prediction)
@@ -62,18 +65,34 @@ class Watch(QWidget):
         self._pattern_changed()
 
     def show_rows(self, rows: Sequence[Row]) -> None:
-        """Show the loss of these states, and the held-out loss where there is one."""
-        known = [row for row in rows if math.isfinite(row[2])]
-        lines = {"loss": ([row[0] for row in known], [row[2] for row in known])} if known else {}
-        held = [(row[0], row[3]) for row in rows if row[3] is not None]
+        """Show the loss of these states and the held-out loss where there is one; of a sampler also its noise and times."""
+        known = [row for row in rows if math.isfinite(row.loss)]
+        lines = {"loss": ([row.step for row in known], [row.loss for row in known])} if known else {}
+        held = [(row.step, row.heldout) for row in rows if row.heldout is not None]
         if held:
             lines["held out"] = ([step for step, _ in held], [loss for _, loss in held])
         self.curves.show_lines(lines)
+        sampled = [row for row in rows if row.sigma is not None]
+        for each in (self.noise, self.times):
+            each.setVisible(bool(sampled))
+        if sampled:
+            last, steps = sampled[-1], [row.step for row in sampled]
+            self.noise.setText(
+                f"σ {last.sigma:.3g}, log-SNR {last.log_snr:+.2f}. This step: {last.network_s:.2f} s in the network,"
+                f" {last.physics_s:.2f} s in the model of the patterns."
+            )
+            self.times.show_lines(
+                {
+                    "network": (steps, [row.network_s for row in sampled]),
+                    "physics": (steps, [row.physics_s for row in sampled]),
+                }
+            )
 
     def show_volume(self, path: Path, run: Run, volume: FloatArray) -> None:
         """Predict patterns from now on by a run's (z, y, x) volume, rad, while the session's scan is that of the path."""
-        self._shown = (path, run, volume)
-        self._ask_prediction()
+        before, self._shown = self._shown, (path, run, volume)
+        if before is None or before[2] is not volume:
+            self._ask_prediction()
 
     def forget_volume(self) -> None:
         """Predict nothing until the next volume; what is on display stays."""

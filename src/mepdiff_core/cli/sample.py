@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from mepdiff_core.cli.common import StateBar, Stopped, add_device, add_json, add_settings, emit, read_settings
@@ -41,40 +40,22 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from contextlib import closing
 
-    from mepdiff_core.config import from_dict, to_dict
-    from mepdiff_core.figures import contact_sheet
-    from mepdiff_core.page import save_figure
-    from mepdiff_core.reconstruction import choose_device
-    from mepdiff_core.runs import RunFolder
-    from mepdiff_core.sample import SampleConfig, sample_prior
-    from mepdiff_core.weights import load_prior
+    from mepdiff_core.config import from_dict
+    from mepdiff_core.sample import SampleConfig
+    from mepdiff_core.sample_run import SampleRun
 
     given = {name: value for name in ("n", "steps", "seed") if (value := getattr(arguments, name)) is not None}
     config = from_dict(SampleConfig, read_settings(arguments) | given, "sample")
-    prior = load_prior(arguments.prior, choose_device(arguments.device))
-    record = {
-        "method": "sample",
-        "config": to_dict(config),
-        "seed": config.seed,
-        "input": Path(arguments.prior).name,
-        "input_sha256": prior.sha256,
-        "device": str(prior.device),
-        "voxel_size_A": list(prior.config.voxel_size_A),
-        "origin_A": [0.0, 0.0, 0.0],
-    }
-    folder = RunFolder.create(arguments.out, record)
+    made = SampleRun(arguments.prior, arguments.out, config, arguments.device)
     state = None
-    with StateBar("sample") as bar, closing(folder.follow(sample_prior(prior, config))) as states:
+    with StateBar("sample") as bar, closing(made.states()) as states:
         try:
             for state in states:
                 bar(state)
         except KeyboardInterrupt:
             if state is None:
                 raise
-            raise Stopped(f"stopped; {folder.path} keeps what the samples had come to") from None
+            raise Stopped(f"stopped; {made.folder.path} keeps what the samples had come to") from None
     assert state is not None
-    assert state.samples is not None
-    sheet = contact_sheet([*state.samples], [f"seed {config.seed + i}" for i in range(config.n)])
-    save_figure(sheet, folder.path / "sheet.png")
-    result = {"folder": str(folder.path), "samples": config.n, "seconds": state.seconds}
-    emit(arguments, result, f"{folder.path}/sheet.png: {config.n} samples in {state.seconds:.0f} s")
+    result = {"folder": str(made.folder.path), "samples": config.n, "seconds": state.seconds}
+    emit(arguments, result, f"{made.folder.path}/sheet.png: {config.n} samples in {state.seconds:.0f} s")

@@ -1,0 +1,171 @@
+"""Several samples of one posterior: which the held-out patterns like best, and what their spread is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mepdiff_core.config import check
+
+if TYPE_CHECKING:
+    from mepdiff_core.run_summary import RunSummary
+    from mepdiff_core.scan import Scan
+
+Volumes = npt.NDArray[np.floating]
+NOMINAL = 0.95
+"""Of the truth that an interval ought to hold."""
+
+
+def outlines(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.float64]]:
+    """Closed lines (n, 2) as (row, column) round what is true in a (y, x) mask, half a pixel outside it."""
+    from skimage.measure import approximate_polygon, find_contours
+
+    padded = np.pad(np.asarray(mask, float), 1)
+    lines = [approximate_polygon(line - 1, 0.3)[:-1] for line in find_contours(padded, 1e-3)]
+    return [np.asarray(line, np.float64) for line in lines if len(line) > 2]
+
+
+def heldout_deviances(
+    scan: Scan, samples: Volumes, slice_thickness_A: float, heldout_fraction: float, seed: int, device: Any = "cpu"
+) -> list[float]:
+    """Poisson deviance a pixel of the patterns that no sample was fitted to, at each sample.
+
+    Args:
+        samples: (k, slices, y, x) on the scan's object field, rad.
+        heldout_fraction, seed: those of the run.
+
+    Raises:
+        InputError: the run held no patterns out.
+    """
+    import torch
+
+    from mepdiff_core.batches import split_patterns
+    from mepdiff_core.forward import ForwardModel
+    from mepdiff_core.likelihood import Poisson
+    from mepdiff_core.metrics import poisson_deviance
+
+    _, held = split_patterns(scan.n_patterns, heldout_fraction, seed)
+    check(len(held) > 0, "the run held no patterns out, so its samples cannot be ranked; set heldout_fraction to 0.05")
+    model = ForwardModel(scan, samples.shape[1], slice_thickness_A, device=device)
+    electrons = scan.electrons_per_pattern
+    measured = scan.patterns()[held].astype(np.float64)
+    found = []
+    for sample in samples:
+        predicted = model.predict(torch.as_tensor(np.array(sample)), held).cpu().numpy() * electrons
+        found.append(poisson_deviance(predicted, measured, Poisson().background * electrons))
+    return found
+
+
+def coverage(samples: Volumes, truth: Volumes, illuminated: npt.NDArray[np.bool_] | None = None) -> float:
+    """Part of the voxels whose true phase lies where 95 % of the truth should lie, if it were one more sample.
+
+    The interval is mean ± t s sqrt(1 + 1/k) with s the spread of k samples and t Student's of k - 1: exact for normal
+    samples, however few they are. A constant phase that no pattern can see is taken away from each volume first.
+
+    Args:
+        samples: (k, z, y, x), at least two; truth: (z, y, x); illuminated: (y, x) where voxels count, all by default.
+    """
+    from scipy.stats import t
+
+    count = len(samples)
+    check(count >= 2, f"spread needs two samples or more, got {count}")
+    mask = np.ones(truth.shape[1:], bool) if illuminated is None else illuminated
+    inside = samples[:, :, mask].astype(np.float64)
+    inside = inside - inside.mean((1, 2), keepdims=True)
+    true = truth[:, mask].astype(np.float64)
+    true = true - true.mean()
+    reach = float(t.ppf(0.5 + NOMINAL / 2, count - 1)) * inside.std(0, ddof=1) * np.sqrt(1 + 1 / count)
+    return float(np.mean(np.abs(true - inside.mean(0)) <= reach))
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Samples, judged.
+
+    Attributes:
+        samples: (k, z, y, x), rad, the one first that the held-out patterns like best (as drawn where none were held out).
+        deviances: of the held-out patterns, in that order; empty without any.
+        covered: part of the illuminated voxels whose truth lies where 95 % should; None where the truth is not known.
+        words: what their spread means.
+    """
+
+    samples: Volumes
+    deviances: list[float]
+    covered: float | None
+    words: str
+
+    @property
+    def mean(self) -> npt.NDArray[np.float32]:
+        return np.asarray(self.samples.mean(0, dtype=np.float64), np.float32)
+
+    @property
+    def spread(self) -> npt.NDArray[np.float32]:
+        """(z, y, x) standard deviation."""
+        return np.asarray(self.samples.std(0, ddof=1, dtype=np.float64), np.float32)
+
+
+def judge_ensemble(
+    samples: Volumes,
+    record: Mapping[str, Any],
+    scan: Scan | None,
+    illuminated: npt.NDArray[np.bool_] | None = None,
+    device: Any = "cpu",
+) -> Ensemble:
+    """Rank the samples of a run, two or more, and measure their spread, as far as the scan allows.
+
+    Args:
+        samples: (k, z, y, x), rad; record: ``run.yaml``.
+        scan: calibrated as the run was; None: neither patterns nor truth are known.
+        illuminated: (y, x) where electrons went.
+    """
+    config, thickness = record["config"], float(record["voxel_size_A"][0])
+    deviances: list[float] = []
+    covered = None
+    if scan is not None and config.get("heldout_fraction", 0) > 0:
+        found = heldout_deviances(scan, samples, thickness, config["heldout_fraction"], config["seed"], device)
+        order = np.argsort(found, kind="stable")
+        samples, deviances = samples[order], [found[i] for i in order]
+    truth = None if scan is None else scan.truth
+    if truth is not None and truth.phase.shape == samples.shape[1:] and abs(truth.voxel_size_A[0] - thickness) < 1e-6:
+        covered = coverage(samples, truth.phase, illuminated)
+    return Ensemble(samples, deviances, covered, spread_in_words(len(samples), covered))
+
+
+def read_ensemble(run: RunSummary, scans: Sequence[Path] = ()) -> Ensemble:
+    """The samples of a run folder, judged.
+
+    Args:
+        scans: files that the run's scan may be, after the place on record.
+
+    Raises:
+        InputError: the run drew fewer than two samples, or files that are damaged.
+    """
+    from mepdiff_core.run_summary import scan_of
+    from mepdiff_core.runs import MASK, SAMPLES, read_volume
+
+    path = run.path / SAMPLES[0]
+    drawn = read_volume(path, samples=True) if path.exists() else np.zeros((0,))
+    check(len(drawn) > 1, f"{run.name} drew fewer than two samples, so there is no spread; set samples to 4 and run again")
+    mask = run.path / MASK
+    illuminated = read_volume(mask)[0] > 0.5 if mask.exists() else None
+    return judge_ensemble(drawn, run.record, scan_of(run, scans), illuminated)
+
+
+def spread_in_words(count: int, covered: float | None) -> str:
+    """What the spread of samples means, and whether it has been measured."""
+    words = (
+        f"The spread is how far {count} samples differ: it tells what the patterns leave open to this method, and nothing of"
+        " what the method itself gets wrong."
+    )
+    if covered is None:
+        return f"{words} Whether the truth lies within it has not been measured: it is no confidence interval."
+    verdict = "" if covered >= 0.9 else ": too small for a confidence interval"
+    return (
+        f"{words} Measured against this scan's truth, {100 * covered:.0f} % of the illuminated voxels lie where"
+        f" {100 * NOMINAL:.0f} % should{verdict}."
+    )
