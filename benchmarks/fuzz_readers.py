@@ -227,7 +227,8 @@ def _read_ptyrad(path: Path) -> None:
 
 
 def _read_run(path: Path) -> None:
-    from mepdiff_core.runs import RunFolder, read_volume
+    from mepdiff_core.runs import RunFolder
+    from mepdiff_core.volume_files import read_volume
 
     folder = RunFolder.reopen(path)
     folder.load_checkpoint()

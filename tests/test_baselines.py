@@ -17,10 +17,10 @@ from mepdiff_core.forward import ForwardModel
 from mepdiff_core.metrics import volume_metrics
 from mepdiff_core.ptyrad_adapter import Constrainer, PtyRADEngine
 from mepdiff_core.reconstruction import METHODS, method_config, reconstruct
-from mepdiff_core.runs import read_volume, write_volume
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import ADAM_BEST, AdamConfig, Constraints, LBFGSConfig, ModelConfig
 from mepdiff_core.states import State
+from mepdiff_core.volume_files import read_volume, write_volume
 
 FAST = AdamConfig(engine="fast", batch_size=8, iterations=6)
 

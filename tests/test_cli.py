@@ -27,10 +27,10 @@ from mepdiff_core.cli import reconstruct as reconstruct_command
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.optics import Optics
 from mepdiff_core.probe import with_probe
-from mepdiff_core.runs import read_volume
 from mepdiff_core.scan import Scan, load_scan, save_scan
 from mepdiff_core.simulate import SimulationConfig
 from mepdiff_core.states import State
+from mepdiff_core.volume_files import read_volume
 
 CRYSTAL = str(resources.files("mepdiff_core") / "data" / "SrTiO3.cif")
 TINY = [

@@ -22,12 +22,13 @@ from mepdiff_core.config import from_dict, parse_assignments, to_dict
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
 from mepdiff_core.reconstruction import DEFAULT_METHOD, METHODS, method_config
-from mepdiff_core.runs import HISTORY, Run, read_volume
+from mepdiff_core.runs import HISTORY, Run
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import AdamConfig, CrystalConfig, parse_composition
 from mepdiff_core.states import CrystalState
 from mepdiff_core.structure_files import read_crystal
 from mepdiff_core.unit_cell import UnitCell, from_crystal, match
+from mepdiff_core.volume_files import read_volume
 
 VERDICT = "Two structures are equally likely: the depth of Sr is not told apart."
 STARTED = ("projection", "depth", "posterior")

@@ -19,8 +19,8 @@ from mepdiff_core.forward import ForwardModel
 from mepdiff_core.ptyrad_adapter import write_result
 from mepdiff_core.ptyrad_import import read_start
 from mepdiff_core.ptyrad_result import read_ptyrad_result
-from mepdiff_core.runs import read_volume
 from mepdiff_core.scan import Scan
+from mepdiff_core.volume_files import read_volume
 
 
 @pytest.fixture(scope="module")

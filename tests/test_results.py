@@ -17,8 +17,9 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QPushButton
 
 from mepdiff_core.run_summary import read_summary
-from mepdiff_core.runs import Run, write_volume
+from mepdiff_core.runs import Run
 from mepdiff_core.scan import Scan
+from mepdiff_core.volume_files import write_volume
 from napari_mepdiff import _preferences
 from napari_mepdiff._all_steps import open_all_steps
 from napari_mepdiff._preferences import preferences

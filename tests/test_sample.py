@@ -14,9 +14,9 @@ from torch import Tensor
 from mepdiff_core.cli import main
 from mepdiff_core.diffusion import DiffusionConfig
 from mepdiff_core.errors import InputError
-from mepdiff_core.runs import read_volume
 from mepdiff_core.sample import SampleConfig, dpmpp_2m_sde, noise_of_seeds, polyexponential, sample_prior
 from mepdiff_core.unet import UNet, UNetConfig
+from mepdiff_core.volume_files import read_volume
 from mepdiff_core.weights import Prior, PriorConfig, save_prior
 
 MEAN, TAU = 0.3, 0.5

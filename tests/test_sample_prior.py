@@ -14,8 +14,8 @@ pytest.importorskip("napari")
 from qtpy.QtCore import Qt
 
 from mepdiff_core.diffusion import DiffusionConfig
-from mepdiff_core.runs import read_volume
 from mepdiff_core.unet import UNet, UNetConfig
+from mepdiff_core.volume_files import read_volume
 from mepdiff_core.weights import PriorConfig, save_prior
 from napari_mepdiff import _preferences
 from napari_mepdiff._preferences import preferences

@@ -20,8 +20,8 @@ from mepdiff_core.errors import InputError
 from mepdiff_core.files import atomic_path, check_writable, make_folder, write_text
 from mepdiff_core.optics import Optics
 from mepdiff_core.ptyrad_adapter import import_torchvision
-from mepdiff_core.runs import write_volume
 from mepdiff_core.scan import Scan, Truth, load_scan, raster_positions, save_scan
+from mepdiff_core.volume_files import write_volume
 
 
 def make_scan(**changes: Any) -> Scan:

@@ -118,6 +118,6 @@ def test_a_steered_run_that_was_stopped_goes_on_steered(small_file: Path, prior:
 
 
 def state_of(folder: Path) -> np.ndarray:
-    from mepdiff_core.runs import read_volume
+    from mepdiff_core.volume_files import read_volume
 
     return read_volume(folder / "volume.ome.tif")

@@ -146,7 +146,8 @@ def read_ensemble(run: RunSummary, scans: Sequence[Path] = ()) -> Ensemble:
         InputError: the run drew fewer than two samples, or files that are damaged.
     """
     from mepdiff_core.run_summary import scan_of
-    from mepdiff_core.runs import MASK, SAMPLES, read_volume
+    from mepdiff_core.runs import MASK, SAMPLES
+    from mepdiff_core.volume_files import read_volume
 
     path = run.path / SAMPLES[0]
     drawn = read_volume(path, samples=True) if path.exists() else np.zeros((0,))

@@ -306,7 +306,7 @@ def _write_summary(
 ) -> None:
     from mepdiff_core import figures
     from mepdiff_core.page import figure_block, metrics_table, save_figure, write_page
-    from mepdiff_core.runs import read_volume
+    from mepdiff_core.volume_files import read_volume
 
     outcomes = metrics_table(classes(rows, methods), ["method", *get_args(FailureClass)])
     sections = [

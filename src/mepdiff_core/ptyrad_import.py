@@ -23,7 +23,7 @@ def read_start(path: str | Path, scan: Scan, slice_thickness_A: float) -> npt.ND
         InputError: unreadable; or a result of PtyRAD of other pixels, slices or positions.
     """
     from mepdiff_core.forward import object_field
-    from mepdiff_core.runs import read_volume
+    from mepdiff_core.volume_files import read_volume
 
     if not is_ptyrad_result(path):
         return read_volume(path)

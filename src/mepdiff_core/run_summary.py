@@ -66,8 +66,8 @@ class RunSummary:
         Raises:
             InputError: there is none yet, or its file is damaged.
         """
-        from mepdiff_core.runs import read_volume
         from mepdiff_core.sections import PlacedVolume
+        from mepdiff_core.volume_files import read_volume
 
         volume = read_volume(self.path / "volume.ome.tif")
         return PlacedVolume(volume, tuple(self.record["voxel_size_A"]), tuple(self.record["origin_A"]))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mepdiff_core.config import check
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import write_error
-from mepdiff_core.runs import write_volume
+from mepdiff_core.volume_files import write_volume
 from napari_mepdiff._layers import KEY
 
 

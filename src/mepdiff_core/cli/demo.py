@@ -37,9 +37,10 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.page import text_table
     from mepdiff_core.reconstruction import choose_device
     from mepdiff_core.report import write_comparison
-    from mepdiff_core.runs import Run, read_volume
+    from mepdiff_core.runs import Run
     from mepdiff_core.scan import load_scan, save_scan
     from mepdiff_core.simulate import SimulationConfig, simulate_steps
+    from mepdiff_core.volume_files import read_volume
 
     choose_device(arguments.device)
     out = Path(arguments.out)

@@ -38,7 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.files import check_writable
     from mepdiff_core.ptyrad_adapter import write_result
     from mepdiff_core.report import judging_model
-    from mepdiff_core.runs import Run, read_volume
+    from mepdiff_core.runs import Run
+    from mepdiff_core.volume_files import read_volume
 
     out, folder = Path(arguments.out), Path(arguments.run_folder)
     check(not out.exists(), f"{out} exists already; give another name")
