@@ -265,6 +265,22 @@ def test_an_interrupted_merlin_scan_is_read_as_far_as_it_goes(tmp_path: Path) ->
         np.testing.assert_array_equal(raw.patterns.read(0, 7), COUNTS.reshape(12, 16, 16)[:7])
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_heap_of_texts_without_an_end_is_refused(own: bool, small_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    if own:
+        shutil.copy(small_file, path)
+    else:
+        vendor.write_py4dstem(path, COUNTS)
+    whole = bytearray(path.read_bytes())
+    heap = whole.index(b"GCOL")
+    whole[heap + 16 : heap + 64] = bytes(48)  # HDF5 itself reads this for ever
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match="a heap of its texts has no end"):
+        load_scan(path)
+    assert "a heap of its texts has no end" in refusal(path)
+
+
 def test_what_is_no_scan_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("counts")
     assert "is no format that is known, or damaged; scans can be EMPAD" in refusal(tmp_path / "x.txt")

@@ -14,6 +14,7 @@ import numpy as np
 from mepdiff_core.calibration import Calibration, find_raster
 from mepdiff_core.config import check, from_dict
 from mepdiff_core.file_calibration import Found, axis_values, flat_values, length_A, per_length_invA
+from mepdiff_core.hdf5_heaps import check_heaps
 from mepdiff_core.optics import Optics
 from mepdiff_core.raw_scan import Patterns, RawScan, ScanOptions, axis_order, choose
 from mepdiff_core.scan import FORMAT
@@ -28,6 +29,7 @@ def open_hdf5(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> 
     import h5py
     import hdf5plugin  # noqa: F401  registers the compressions that detectors write
 
+    check_heaps(path)
     file = stack.enter_context(h5py.File(path, "r"))
     if _text(file.attrs.get("format")) == FORMAT:
         return _own(path, file)

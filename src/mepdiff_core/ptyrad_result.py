@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mepdiff_core.config import check
-from mepdiff_core.errors import reading
+from mepdiff_core.errors import InputError, reading
+from mepdiff_core.hdf5_heaps import check_heaps
 
 TENSORS, ATTRIBUTES = "optimizable_tensors", "model_attributes"
 
@@ -46,9 +47,10 @@ def is_ptyrad_result(path: str | Path) -> bool:
     if not Path(path).is_file():
         return False
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             return TENSORS in file
-    except OSError:
+    except (InputError, OSError):
         return False
 
 
@@ -62,6 +64,7 @@ def read_ptyrad_result(path: str | Path) -> PtyradResult:
 
     path = Path(path)
     check(path.is_file(), f"{path}: no such file")
+    check_heaps(path)
     with reading(path, "a result of PtyRAD"), h5py.File(path, "r") as file:
         check(TENSORS in file, f"{path} is no result of PtyRAD: it has no {TENSORS}")
         tensors, about = file[TENSORS], file[ATTRIBUTES]

@@ -10,6 +10,7 @@ from pathlib import Path
 from mepdiff_core.array_scans import open_matlab, open_numpy, open_tiff, open_zarr
 from mepdiff_core.config import check
 from mepdiff_core.errors import InputError, reading
+from mepdiff_core.hdf5_heaps import check_heaps
 from mepdiff_core.hdf5_scans import open_hdf5
 from mepdiff_core.raw_scan import Opener, RawScan, ScanOptions, with_shape
 from mepdiff_core.vendor_scans import open_blockfile, open_empad, open_gatan, open_merlin, open_tvips
@@ -88,9 +89,10 @@ def is_foreign(path: str | Path) -> bool:
     if opener is not open_hdf5:
         return True
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             return not str(file.attrs.get("format", "")).startswith("mepdiff")
-    except OSError:  # a damaged file of ours, as likely as not
+    except (InputError, OSError):  # a damaged file of ours, as likely as not
         return path.suffix.lower() not in (".h5", ".hdf5")
 
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from mepdiff_core.config import check, from_dict, to_dict
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import atomic_path
+from mepdiff_core.hdf5_heaps import check_heaps
 from mepdiff_core.lazy_counts import LAZY_FROM_BYTES, FileCounts, is_lazy
 from mepdiff_core.optics import Optics, make_probe
 
@@ -268,9 +269,10 @@ def is_scan(path: str | Path) -> bool:
     import h5py
 
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             return bool(file.attrs.get("format") == FORMAT)
-    except OSError:
+    except (InputError, OSError):
         return False
 
 
@@ -313,6 +315,7 @@ def _load_own(path: str | Path) -> Scan:
     check(os.access(path, os.R_OK), f"{path}: cannot be read; check its permissions")
     check(path.stat().st_size > 0, f"{path} is empty; expected a scan file (.h5)")
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             check(
                 file.attrs.get("format") == FORMAT,
