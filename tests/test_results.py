@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("napari")
 from napari.utils.notifications import Notification, notification_manager
+from napari.utils.theme import get_theme
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QPushButton
 
@@ -180,6 +181,12 @@ def test_a_click_shows_the_column_of_every_volume(window: Window, runs: Path, sm
     np.testing.assert_allclose(drawn[TRUTH][1], small_scan.truth.phase[:, 31, 28], atol=1e-6)
     np.testing.assert_allclose(drawn["few"][1], read_summary(runs / "few").volume().phase[:, 31, 28], atol=1e-6)
     np.testing.assert_allclose(drawn["few"][0], [0.8, 2.4, 4.0, 5.6])
+    assert profiles.curves.view.getAxis("left").autoSIPrefixScale == 1  # rad, also where they are small
+    for theme in ("light", "dark"):  # a line without a colour of its own is read on both
+        window.viewer.theme = theme
+        ink = get_theme(theme).text.as_rgb_tuple()[:3]
+        assert profiles.curves._lines[TRUTH].opts["pen"].color().getRgb()[:3] == ink
+        assert profiles.curves.view.getAxis("left").autoSIPrefixScale == 1
     window.results.with_truth.click()
     window.settle()
     assert TRUTH not in profiles.curves._lines

@@ -151,6 +151,7 @@ class Curves(QWidget):
         self._labels = {"bottom": x_label, "left": y_label}
         self.legend = self.view.addLegend(offset=(-4, 4), labelTextSize="8pt", verSpacing=-6)
         self._lines: dict[str, Any] = {}
+        self._plain: set[str] = set()
         self._ink = QColor("gray")
         layout.addWidget(self.view)
 
@@ -161,6 +162,7 @@ class Curves(QWidget):
         colors = LOSS_COLORS if colors is None else colors
         for name in [n for n in self._lines if n not in lines]:
             self.view.removeItem(self._lines.pop(name))
+        self._plain = {name for name in lines if name not in colors}
         for name, (x, y) in lines.items():
             if name not in self._lines:
                 self._lines[name] = self.view.plot(name=name)
@@ -185,9 +187,11 @@ class Curves(QWidget):
             axis = self.view.getAxis(side)
             axis.setPen(_qcolor(colors.secondary))
             axis.setTextPen(self._ink)
-            axis.setLabel(label, **{"font-size": "8pt", "color": self._ink.name()})
+            # no range: rad stay rad, also below a thousandth
+            axis.setLabel(label, siPrefixEnableRanges=((0.0, 0.0),), **{"font-size": "8pt", "color": self._ink.name()})
             axis.enableAutoSIPrefix(False)
-            axis.setSIPrefixEnableRanges(((0.0, 0.0),))  # rad stay rad, also below a thousandth
+        for name in self._plain:
+            self._lines[name].setPen(pg.mkPen(self._ink, width=1.5))
         behind = _qcolor(colors.background)
         behind.setAlpha(190)
         self.legend.setBrush(behind)
