@@ -31,6 +31,7 @@ from napari_mepdiff._all_steps import open_all_steps
 from napari_mepdiff._load import LoadScan
 from napari_mepdiff._preferences import preferences
 from napari_mepdiff._prior_chooser import PriorChooser
+from napari_mepdiff._queue import KEPT
 from napari_mepdiff._reconstruct import Reconstruct
 
 TINY = PriorConfig(UNetConfig((8,), (16,), blocks=1, head_channels=8, embedding=16), DiffusionConfig(), (4, 16, 16))
@@ -321,6 +322,21 @@ def test_a_run_that_waits_is_taken_out_of_the_queue(window: Window, monkeypatch:
     sampler.let(50)
     window.wait(lambda: third.job.ended and not dock.queue.jobs)
     assert [task.status for task in dock.queue.tasks] == ["finished", "stopped", "finished"]
+
+
+def test_old_runs_leave_the_queue_and_stay_in_results(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler(steps=1)
+    use(monkeypatch, sampler)
+    sampler.let(1000)
+    dock = window.dock
+    for _ in range(KEPT + 3):
+        dock.run()
+        window.wait(lambda: not dock.queue.jobs)
+    assert len(dock.queue.tasks) == KEPT + 1  # and the one that is shown
+    assert dock.queue_view.list.count() == KEPT + 1
+    assert dock.task is dock.queue.tasks[-1]
+    assert len(dock.session.runs) == KEPT + 3
+    assert len([layer for layer in window.viewer.layers if layer.name.startswith("small: dps")]) >= KEPT + 3
 
 
 def test_closing_the_dock_stops_all_and_leaves_no_thread(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ class StateArchive:
         most: states at most.
     """
 
-    def __init__(self, memory_bytes: float = 256e6, total_bytes: float = 2e9, most: int = 400) -> None:
+    def __init__(self, memory_bytes: float = 64e6, total_bytes: float = 2e9, most: int = 400) -> None:
         self._memory_bytes, self._total_bytes, self._most = memory_bytes, total_bytes, most
         self._lock = threading.Lock()
         self._entries: list[_Entry] = []

@@ -17,6 +17,8 @@ from napari_mepdiff._task import Task
 
 LOOK_MS = 1000
 LIST_HEIGHT = 84
+KEPT = 6
+"""Tasks that have ended and are kept here with their scans and states; older ones are in Results, and their layers stay."""
 
 
 class Queue(QObject):
@@ -27,6 +29,7 @@ class Queue(QObject):
         tasks: all of this window.
         jobs: of those that have not ended, for somebody who has to stop them all.
         at_once: how many run side by side.
+        shown: the one that a dock shows, which is kept.
     """
 
     changed = Signal()
@@ -37,6 +40,7 @@ class Queue(QObject):
         self.tasks: list[Task] = []
         self.jobs: list[Job[Any, Any]] = []
         self.at_once = 1
+        self.shown: Task | None = None
 
     def add(self, request: Request, out: Path, before: Task | None = None) -> Task:
         """Ask for a reconstruction; with ``before``, go on with that one, in its place."""
@@ -74,6 +78,11 @@ class Queue(QObject):
 
     def _ended(self) -> None:
         self.jobs[:] = [task.job for task in self.tasks if task.job in self.jobs and not task.job.ended]
+        over = [task for task in self.tasks if task.job.ended and task is not self.shown]
+        for task in over[: max(0, len(over) - KEPT)]:
+            self.tasks.remove(task)
+            task.close()
+            task.deleteLater()
         self._fill()
 
 
@@ -131,6 +140,8 @@ class QueueView(QWidget):
         self.list.blockSignals(True)
         while self.list.count() < len(tasks):
             self.list.addItem("")
+        while self.list.count() > len(tasks):
+            self.list.takeItem(0)
         for row, task in enumerate(tasks):
             item = self.list.item(row)
             if item is not None and item.text() != task.line:

@@ -251,7 +251,7 @@ class Reconstruct(Dock):
     def show_task(self, task: Task) -> None:
         """Show another reconstruction's course here."""
         if task is not self.task:
-            self.task = task
+            self.task = self.queue.shown = task
             self.watch.forget_volume()
         self.queue_view.show_task(task)
         self._refresh()
@@ -301,7 +301,7 @@ class Reconstruct(Dock):
         if task.run is not None and (not known or (task.job.ended and task not in self._told)):
             self.session.add_run(task.out)
         if task.job.ended:
-            self._told.add(task)
+            self._told = {each for each in self._told if each in self.queue.tasks} | {task}
 
     def _show_progress(self, task: Task) -> None:
         rows, status = task.rows, task.status
