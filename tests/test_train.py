@@ -37,8 +37,8 @@ from mepdiff_core.train import train
 from mepdiff_core.train_config import PRESETS, TrainConfig, preset
 from mepdiff_core.training_data import CropConfig, CrystalCrops
 from mepdiff_core.training_folder import TrainingFolder, read_log
-from mepdiff_core.unet import UNetConfig
-from mepdiff_core.weights import load_prior
+from mepdiff_core.unet import UNet, UNetConfig
+from mepdiff_core.weights import PriorConfig, load_prior, prior_file, save_prior
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 SETTINGS: dict[str, Any] = {
@@ -579,3 +579,46 @@ def test_a_gpu_trains(precision: str, crystals: Path, tmp_path: Path) -> None:
     )
     assert again.returncode == 0, again.stderr[-3000:]
     assert load_prior(tmp_path / "p" / "last.safetensors").training["steps"] == 5
+
+
+def test_excluded_formulas_are_never_trained_on(tmp_path: Path) -> None:
+    crystals = CrystalSet.pack([generate(index, 5) for index in range(60)])
+    training, _ = hold_out(crystals)
+    formulas = {index: crystals[int(index)].formula for index in training}
+    barred = [formulas[training[0]], formulas[training[7]]]
+    kept, _ = hold_out(crystals, barred)
+    assert set(training) - set(kept) == {index for index, formula in formulas.items() if formula in barred}
+    assert len(kept) < len(training)
+    with pytest.raises(InputError, match="composition is 'Xx2'"):
+        TrainConfig(exclude=("Xx2",))
+    with pytest.raises(InputError, match="beta2 is 1"):
+        TrainConfig(beta2=1.0)
+
+
+def test_the_installed_prior_is_whole_and_small_enough() -> None:
+    prior = load_prior("embedded")
+    assert prior_file("embedded").stat().st_size < 20e6
+    assert prior.config.shape == (8, 64, 64)
+    assert {"SrTiO3", "ZnS"} <= set(preset("small")["exclude"])
+    # clean atoms out of noise of a third of a typical atom: nine tenths of the squared error are gone
+    boxes = CrystalCrops(CrystalSet.pack([generate(i, 1000) for i in range(4)]), range(4), CropConfig(), torch.device("cpu"))
+    x = boxes.assemble([boxes.draw(i) for i in range(4)]) * prior.config.diffusion.data_scale
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    seen = prior.denoise(x + noise, torch.ones(len(x)))
+    assert float((seen - x).square().mean()) < 0.12
+
+
+def test_a_packed_prior_is_the_same_in_half_the_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    config = PriorConfig(UNetConfig((8,), (16,), blocks=1, head_channels=8, embedding=16))
+    save_prior(tmp_path / "p.safetensors", dict(UNet(config.network).named_parameters()), config, {"steps": 3})
+    assert main(["prior", "pack", str(tmp_path / "p.safetensors"), str(tmp_path / "half.safetensors"), "--json"]) == 0
+    sizes = json.loads(capsys.readouterr().out)["bytes"]
+    assert sizes["after"] < 0.6 * sizes["before"]
+    one, other = (load_prior(tmp_path / name) for name in ("p.safetensors", "half.safetensors"))
+    assert other.training == one.training
+    for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True):
+        assert b.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    assert main(["prior", "pack", str(tmp_path / "p.safetensors"), str(tmp_path / "p.safetensors")]) == 2
+    assert "is the prior itself" in capsys.readouterr().err

@@ -361,13 +361,14 @@ class ProximalConfig(SamplerConfig):
     """
 
     steps: int = 30
-    sigma_max: float = 4.0
+    sigma_max: float = 1.5
+    eta: float = 0.0
     likelihood: LikelihoodName = "poisson"
     batch_size: int | None = 32
-    batches: int = 10
+    batches: int = 20
     warm_passes: int = 5
-    learning_rate: float = 2e-3
-    openness: float = 1.0
+    learning_rate: float = 4e-3
+    openness: float = 3.0
     positivity: bool = True
 
     def __post_init__(self) -> None:
