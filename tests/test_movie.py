@@ -67,6 +67,13 @@ def test_all_are_kept_where_there_is_room_and_noise_with_them() -> None:
         np.testing.assert_array_equal(kept.noisy, -kept.volume)
 
 
+def test_an_archive_at_rest_keeps_one_state_in_memory() -> None:
+    archive = filled(9)
+    archive.rest()
+    assert archive.bytes_in_memory == BYTES
+    assert [archive.get(i).volume[0, 0, 0] for i in range(9)] == [*range(1, 10)]
+
+
 def test_files_go_with_the_archive() -> None:
     archive = filled(10, memory_bytes=2 * BYTES)
     folder = archive._folder

@@ -297,7 +297,7 @@ def test_two_run_side_by_side_each_with_its_own_pause_and_stop(
     window.press(dock.queue_view.beside)
     dock.queue_view.list.setCurrentRow(0)
     window.press(dock.stop_button)
-    window.wait(lambda: first.job.ended)
+    window.wait(lambda: first.job not in dock.queue.jobs)  # ended, and the window has heard of it
     assert first.status == "stopped"
     assert second.status == "paused"
     assert "Stopped." in dock.status.text()

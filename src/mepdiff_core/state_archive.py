@@ -99,6 +99,13 @@ class StateArchive:
                         self._thin()
                     break
 
+    def rest(self) -> None:
+        """The run is over: all but the last state go to disk."""
+        with self._lock:
+            for entry in self._entries[:-1]:
+                if entry.arrays is not None and not self._to_disk(entry):
+                    break
+
     def get(self, index: int) -> Kept:
         """A state by its place in ``steps``."""
         with self._lock:

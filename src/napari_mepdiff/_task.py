@@ -108,8 +108,11 @@ class Task(QObject):
             made.append(run)
             last: State | None = None
             with contextlib.closing(run.states()) as states:  # what its last save may have to say is not to be lost
-                for last in states:
-                    yield last
+                try:
+                    for last in states:
+                        yield last
+                finally:
+                    archive.rest()
             if last is not None and last.samples is not None and len(last.samples) > 1:
                 seen = last.illuminated if isinstance(last, SampleState) and last.illuminated.size else None
                 judged.append(judge_ensemble(last.samples, run.folder.record, run.scan, seen, run.device))
