@@ -281,6 +281,23 @@ def test_a_heap_of_texts_without_an_end_is_refused(own: bool, small_file: Path, 
     assert "a heap of its texts has no end" in refusal(path)
 
 
+def test_chunks_that_are_not_in_the_file_are_told_of_or_refused(small_file: Path, tmp_path: Path) -> None:
+    for stored, name in ((2, "begun.h5"), (0, "empty.h5")):
+        with h5py.File(tmp_path / name, "w") as file:
+            data = file.create_dataset("data", COUNTS.shape, COUNTS.dtype, chunks=(1, 4, 16, 16))
+            data[:stored] = COUNTS[:stored]
+    with open_raw(tmp_path / "begun.h5") as raw:
+        assert raw.notes == ("1 of the 3 chunks of its patterns are not in the file and read as 0",)
+    assert "holds 0 of the 3 chunks of its patterns; it is damaged" in refusal(tmp_path / "empty.h5")
+    shutil.copy(small_file, tmp_path / "own.h5")
+    with h5py.File(tmp_path / "own.h5", "r+") as file:
+        counts = file["counts"][()]
+        del file["counts"]
+        file.create_dataset("counts", counts.shape, counts.dtype, chunks=(1, 1, 64, 64))[:-1] = counts[:-1]
+    with pytest.raises(InputError, match="/counts is incomplete: 35 of its 42 chunks are in the file"):
+        load_scan(tmp_path / "own.h5")
+
+
 def test_what_is_no_scan_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("counts")
     assert "is no format that is known, or damaged; scans can be EMPAD" in refusal(tmp_path / "x.txt")

@@ -197,6 +197,8 @@ def settle(found: Mapping[str, Found], given: Mapping[str, float]) -> Settled:
     return Settled(values, missing + [name for name, value in values.items() if not value.certain])
 
 
+COUNTED = "a counting detector: one count an electron"
+METADATA = "the file's metadata"
 _LENGTH_A = {"å": 1.0, "a": 1.0, "ang": 1.0, "angstrom": 1.0, "nm": 10.0, "pm": 0.01, "µm": 1e4, "um": 1e4, "m": 1e10}
 
 
@@ -230,6 +232,18 @@ def axis_values(step: float, unit: str, source: str, scan_axis: bool) -> dict[st
     if k_step is not None:
         return {"k_step_invA": Found(k_step, source)}
     return {} if angle is None else {"detector_pixel_mrad": Found(angle, source)}
+
+
+def calibrations_of_axes(axes: list[tuple[float, str, str]], source: str) -> dict[str, Found]:
+    """What (step, unit, name) of the axes of a scan say; axes of the detector come last."""
+    found: dict[str, Found] = {}
+    for number, (step, unit, name) in enumerate(axes):
+        words = f"{source} {name or number}: {step:.6g} {unit}"
+        for key, value in axis_values(step, unit, words, scan_axis=number < len(axes) - 2).items():
+            known = found.setdefault(key, value)
+            if not math.isclose(known.value, value.value, rel_tol=1e-3):  # pixels that are no squares
+                found[key] = Found(known.value, f"{known.source}; but {value.source}", certain=False)
+    return found
 
 
 def _spelled(unit: str) -> str:

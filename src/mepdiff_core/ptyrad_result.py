@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mepdiff_core.config import check
-from mepdiff_core.errors import InputError, reading
-from mepdiff_core.hdf5_heaps import check_heaps
+from mepdiff_core.errors import reading
+from mepdiff_core.hdf5_damage import check_heaps, peek, stored_chunks
 
 TENSORS, ATTRIBUTES = "optimizable_tensors", "model_attributes"
 
@@ -42,16 +42,7 @@ class PtyradResult:
 
 def is_ptyrad_result(path: str | Path) -> bool:
     """Whether a file holds a reconstruction of PtyRAD."""
-    import h5py
-
-    if not Path(path).is_file():
-        return False
-    try:
-        check_heaps(path)
-        with h5py.File(path, "r") as file:
-            return TENSORS in file
-    except (InputError, OSError):
-        return False
+    return Path(path).is_file() and bool(peek(path, lambda file: TENSORS in file))
 
 
 def read_ptyrad_result(path: str | Path) -> PtyradResult:
@@ -76,10 +67,11 @@ def read_ptyrad_result(path: str | Path) -> PtyradResult:
             f"{path}: its object's modes do not fit together",
         )
         weights = occupancy / occupancy.sum()
+        check(max(float(abs(o).max()) for o in objects.values()) < 1e30, f"{path}: its object is no phase and no amplitude")
         phase, amplitude = (np.tensordot(weights, objects[name], 1).astype(np.float32) for name in ("objp", "obja"))
         # the optimised thickness, where it was
         thickness = tensors["slice_thickness"] if "slice_thickness" in tensors else about["slice_thickness"]
-        result = PtyradResult(
+        return PtyradResult(
             phase,
             amplitude,
             np.asarray(_array(path, tensors, "probe", 3, "c"), np.complex64),
@@ -87,8 +79,6 @@ def read_ptyrad_result(path: str | Path) -> PtyradResult:
             _positive(path, "slice_thickness", thickness),
             int(np.asarray(file["niter"][()])) if "niter" in file else 0,
         )
-    check(bool(np.isfinite(result.phase).all()), f"{path}: its object has values that are not numbers")
-    return result
 
 
 def _array(path: Path, group: Any, name: str, ndim: int, kinds: str = "f") -> npt.NDArray[Any]:
@@ -96,7 +86,10 @@ def _array(path: Path, group: Any, name: str, ndim: int, kinds: str = "f") -> np
     node = group[name]
     fits = getattr(node, "ndim", None) == ndim and node.dtype.kind in kinds
     check(fits, f"{path}: its {name} is no array of {ndim} axes")
+    stored, chunks = stored_chunks(node)
+    check(stored == chunks, f"{path}: its {name} is incomplete, {stored} of {chunks} chunks are in the file")
     array: npt.NDArray[Any] = np.asarray(node[()])
+    check(bool(np.isfinite(array).all()), f"{path}: its {name} has values that are not numbers")
     return array
 
 

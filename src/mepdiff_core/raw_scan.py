@@ -16,6 +16,7 @@ from mepdiff_core.calibration import Calibration
 from mepdiff_core.config import check
 from mepdiff_core.errors import reading
 from mepdiff_core.file_calibration import FileCalibration, Found, Settled, given_values, settle
+from mepdiff_core.hdf5_damage import stored_chunks
 
 BLOCK_BYTES = 64 << 20
 """Patterns are read so many bytes at a time."""
@@ -100,6 +101,11 @@ class Patterns:
     @property
     def n_patterns(self) -> int:
         return self.shape[0] * self.shape[1]
+
+    def stored_chunks(self) -> tuple[int, int]:
+        """Chunks of the array that are in the HDF5 file, and those that there should be."""
+        counts = [stored_chunks(part) for part in getattr(self._source, "parts", [self._source])]
+        return sum(stored for stored, _ in counts), sum(chunks for _, chunks in counts)
 
     def folded(self, scan_shape: tuple[int, int]) -> Patterns:
         """The same patterns, as many, as a scan of another shape."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from mepdiff_core.array_scans import open_matlab, open_numpy, open_tiff, open_zarr
 from mepdiff_core.config import check
 from mepdiff_core.errors import InputError, reading
-from mepdiff_core.hdf5_heaps import check_heaps
+from mepdiff_core.hdf5_damage import peek
 from mepdiff_core.hdf5_scans import open_hdf5
 from mepdiff_core.raw_scan import Opener, RawScan, ScanOptions, with_shape
 from mepdiff_core.vendor_scans import open_blockfile, open_empad, open_gatan, open_merlin, open_tvips
@@ -77,8 +77,6 @@ def find_format(path: Path) -> tuple[str, Opener]:
 
 def is_foreign(path: str | Path) -> bool:
     """Whether a file is of another format than our scan file, as far as its beginning tells."""
-    import h5py
-
     path = Path(path)
     if not path.exists() or not os.access(path, os.R_OK) or (path.is_file() and path.stat().st_size == 0):
         return False
@@ -88,12 +86,9 @@ def is_foreign(path: str | Path) -> bool:
         return False
     if opener is not open_hdf5:
         return True
-    try:
-        check_heaps(path)
-        with h5py.File(path, "r") as file:
-            return not str(file.attrs.get("format", "")).startswith("mepdiff")
-    except (InputError, OSError):  # a damaged file of ours, as likely as not
-        return path.suffix.lower() not in (".h5", ".hdf5")
+    ours = peek(path, lambda file: str(file.attrs.get("format", "")).startswith("mepdiff"))
+    # a damaged file of that name is one of ours, as likely as not
+    return path.suffix.lower() not in (".h5", ".hdf5") if ours is None else not ours
 
 
 @contextlib.contextmanager

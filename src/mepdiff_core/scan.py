@@ -22,7 +22,7 @@ import numpy.typing as npt
 from mepdiff_core.config import check, from_dict, to_dict
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import atomic_path
-from mepdiff_core.hdf5_heaps import check_heaps
+from mepdiff_core.hdf5_damage import check_heaps, peek, stored_chunks
 from mepdiff_core.lazy_counts import LAZY_FROM_BYTES, FileCounts, is_lazy
 from mepdiff_core.optics import Optics, make_probe
 
@@ -266,14 +266,7 @@ def write_about(file: Any, scan: Scan) -> None:
 
 def is_scan(path: str | Path) -> bool:
     """Whether a file says of itself that it is a scan of ours."""
-    import h5py
-
-    try:
-        check_heaps(path)
-        with h5py.File(path, "r") as file:
-            return bool(file.attrs.get("format") == FORMAT)
-    except (InputError, OSError):
-        return False
+    return Path(path).is_file() and bool(peek(path, lambda file: file.attrs.get("format") == FORMAT))
 
 
 def load_scan(
@@ -365,5 +358,7 @@ def _array(file: Any, name: str, kinds: str = "uif") -> npt.NDArray[Any]:
     node = file[name]
     dtype = getattr(node, "dtype", None)
     check(dtype is not None and dtype.kind in kinds and node.shape is not None, f"/{name} holds no array of numbers")
+    stored, chunks = stored_chunks(node)
+    check(stored == chunks, f"/{name} is incomplete: {stored} of its {chunks} chunks are in the file")
     array: npt.NDArray[Any] = np.asarray(node[()])
     return array

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from mepdiff_core.config import check
-from mepdiff_core.file_calibration import Found, angle_mrad, per_length_invA
-from mepdiff_core.hdf5_scans import COUNTED, METADATA, calibrations_of_axes
+from mepdiff_core.file_calibration import COUNTED, METADATA, Found, angle_mrad, calibrations_of_axes, per_length_invA
 from mepdiff_core.raw_scan import Mapped, Patterns, RawScan, ScanOptions, axis_order, choose
 
 EMPAD_PIXELS, EMPAD_ROWS = 128, 130

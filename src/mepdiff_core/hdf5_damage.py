@@ -1,4 +1,4 @@
-"""Damage in an HDF5 file over which the HDF5 library would never come back.
+"""Damage in an HDF5 file that the HDF5 library does not see: it would never come back, or read zeros.
 
 Texts of any length lie in "global heaps". The library walks a heap from object to object by their sizes, and for ever where
 a free object's size has become 0. Source of the layout: HDF5 File Format Specification 3.0, section III.E.
@@ -6,11 +6,17 @@ a free object's size has become 0. Source of the layout: HDF5 File Format Specif
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from mepdiff_core.config import check
+from mepdiff_core.errors import InputError
+
+T = TypeVar("T")
 
 SIGNATURE = b"GCOL\x01\x00\x00\x00"
 HEAD_BYTES = 16
@@ -49,3 +55,24 @@ def _ends(data: mmap.mmap, at: int) -> bool:
             return False
         at += step
     return True
+
+
+def stored_chunks(dataset: Any) -> tuple[int, int]:
+    """Chunks of a data set that are in its file, and those that there should be; HDF5 reads missing ones as zeros."""
+    if dataset.chunks is None:
+        return 1, 1
+    return int(dataset.id.get_num_chunks()), math.prod(
+        -(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)
+    )
+
+
+def peek(path: str | Path, look: Callable[[Any], T]) -> T | None:
+    """What a look into an HDF5 file shows; None where it is none, or damaged (whoever reads it says how)."""
+    import h5py
+
+    try:
+        check_heaps(path)
+        with h5py.File(path, "r") as file:
+            return look(file)
+    except (InputError, OSError, KeyError, RuntimeError, TypeError, ValueError):
+        return None
