@@ -95,8 +95,8 @@ def table(path: Path) -> list[dict[str, str]]:
 # settings and states
 
 
-def test_the_method_is_known_and_not_the_default() -> None:
-    assert DEFAULT_METHOD == "adam-best"
+def test_the_method_is_known_and_the_first_that_the_default_asks() -> None:
+    assert DEFAULT_METHOD == "mepdiff"
     config = method_config("crystal", {"composition": "LiMnPO4", "lattice_A": [4.65, 4.7], "angle_deg": 90})
     assert isinstance(config, CrystalConfig)
     assert (config.lattice_A, config.angle_deg, config.rounds, config.samples) == ((4.65, 4.7), 90.0, 3, 8)
@@ -317,11 +317,14 @@ def test_the_last_words_are_the_verdict_and_the_files(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--composition", "SrTiO3"], "--composition is for the method crystal, not for adam; leave it out, or take"),
-        (["--lattice", "4,4,90"], "--lattice is for the method crystal, not for adam"),
-        (["--axis", "c"], "--axis is for the method crystal, not for adam"),
-        (["--samples", "2"], "--samples is for the method crystal, not for adam"),
-        (["--start", "known.cif"], "--start known.cif: a CIF file is for the method crystal, not for adam"),
+        (
+            ["--composition", "SrTiO3"],
+            "--composition is for the methods crystal and mepdiff, not for adam; leave it out, or take",
+        ),
+        (["--lattice", "4,4,90"], "--lattice is for the methods crystal and mepdiff, not for adam"),
+        (["--axis", "c"], "--axis is for the methods crystal and mepdiff, not for adam"),
+        (["--samples", "2"], "--samples is for the methods crystal, dps, proximal and mepdiff, not for adam"),
+        (["--start", "known.cif"], "--start known.cif: a CIF file is for the methods crystal and mepdiff, not for adam"),
     ],
 )
 def test_other_methods_refuse_what_is_known_of_a_crystal(

@@ -130,7 +130,7 @@ def test_a_foreign_library_is_met_in_one_file(library: str, file: str) -> None:
 
 
 def test_tiff_is_a_volume_or_a_stack_of_patterns() -> None:
-    assert importers("tifffile") == {"runs.py", "array_scans.py"}
+    assert importers("tifffile") == {"volume_files.py", "array_scans.py"}
 
 
 def test_only_the_cif_files_know_gemmi() -> None:

@@ -190,7 +190,7 @@ def test_on_the_command_line(small_file: Path, prior_path: Path, tmp_path: Path,
     }
     capsys.readouterr()
     assert main([*common, "--method", "adam", "--prior", str(prior_path)]) == 2
-    assert "--prior is for the methods dps and proximal and mepdiff" in capsys.readouterr().err
+    assert "--prior is for the methods dps, proximal and mepdiff" in capsys.readouterr().err
     assert main(["reconstruct", str(small_file), "--out", str(tmp_path / "no"), "--method", "dps", "--prior", "no.x"]) == 2
     assert capsys.readouterr().err.strip() == "mepdiff: no.x: no such file"
     assert not (tmp_path / "no").exists()

@@ -457,7 +457,18 @@ def test_the_command_writes_scan_picture_and_record(clean: Scan, tmp_path: Path,
     assert (tmp_path / "ready.png").stat().st_size > 20_000
     ready = load_scan(out)
     assert calibration_of(ready).scan_rotation_deg == pytest.approx(25, abs=0.5)
-    run = ["reconstruct", str(out), "--out", str(tmp_path / "run"), "--steps", "1", "--set", "engine=fast"]
+    run = [
+        "reconstruct",
+        str(out),
+        "--method",
+        "adam-best",
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "1",
+        "--set",
+        "engine=fast",
+    ]
     assert main([*run, "--set", "slices=1"]) == 0
     record = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
     assert record["prepared"] == ready.info["prepared"]

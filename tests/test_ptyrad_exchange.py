@@ -73,7 +73,18 @@ def test_a_run_goes_to_ptyrad_and_back(
     small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    common = ["reconstruct", str(small_file), "--device", "cpu", "--set", "engine=fast", "--slices", "4"]
+    common = [
+        "reconstruct",
+        str(small_file),
+        "--method",
+        "adam-best",
+        "--device",
+        "cpu",
+        "--set",
+        "engine=fast",
+        "--slices",
+        "4",
+    ]
     assert main([*common, "--steps", "2", "--out", "run", "--set", "refine.position_rate_A=0.03"]) == 0
     before = Path("run/run.yaml").read_bytes()
     assert main(["export-ptyrad", "run", str(small_file), "model.hdf5"]) == 0

@@ -135,7 +135,20 @@ def test_a_run_keeps_what_it_found_and_others_use_it(
     monkeypatch.chdir(tmp_path)
     errors = np.random.default_rng(0).normal(0, 0.3 / np.sqrt(2), (100, 2))
     save_scan(displaced(wide, errors), tmp_path / "scan.h5")
-    common = ["reconstruct", "scan.h5", "--device", "cpu", "--set", "engine=fast", "--set", "slices=4", "--steps", "20"]
+    common = [
+        "reconstruct",
+        "scan.h5",
+        "--method",
+        "adam-best",
+        "--device",
+        "cpu",
+        "--set",
+        "engine=fast",
+        "--set",
+        "slices=4",
+        "--steps",
+        "20",
+    ]
     assert main([*common, "--out", "plain"]) == 0
     refine = ["--set", "refine.position_rate_A=0.05", "--set", "refine.probe_rate=0.005"]
     assert main([*common, "--out", "first", *refine]) == 0

@@ -87,7 +87,20 @@ def test_the_command_names_the_options_to_use(
     assert result["slices"] == 4
     assert [c["thickness_A"] for c in result["candidates"]] == pytest.approx([9.6, 19.2])
     use = ["--slices", "4", "--set", "slice_thickness_A=4.8", "--set", "model.tilt_mrad=[0.1,0.2]"]
-    run = ["reconstruct", "scan.h5", "--out", "run", "--steps", "1", "--set", "engine=fast", "--device", "cpu"]
+    run = [
+        "reconstruct",
+        "scan.h5",
+        "--method",
+        "adam-best",
+        "--out",
+        "run",
+        "--steps",
+        "1",
+        "--set",
+        "engine=fast",
+        "--device",
+        "cpu",
+    ]
     assert main([*run, *use]) == 0
     assert yaml.safe_load(Path("run/run.yaml").read_text())["config"]["model"]["tilt_mrad"] == [0.1, 0.2]
     for bad, message in (

@@ -198,8 +198,8 @@ def _settings_of_method(arguments: argparse.Namespace) -> dict[str, Any]:
     method = arguments.method
 
     def refusal(methods: tuple[str, ...]) -> str:
-        words = f"the method{'s' if len(methods) > 1 else ''} {' and '.join(methods)}"
-        return f"for {words}, not for {method}; leave it out, or take --method {methods[-1]}"
+        words = f"{', '.join(methods[:-1])} and {methods[-1]}"
+        return f"for the methods {words}, not for {method}; leave it out, or take --method {methods[-1]}"
 
     given = [name for name in METHODS_OF if getattr(arguments, name) is not None]
     for name in given:
