@@ -647,6 +647,7 @@ def give_back_freed_memory() -> None:
         trim(0)
 
 
+@pytest.mark.alone
 def test_a_hundred_starts_and_stops_leave_nothing_behind(
     window: Window, small_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
