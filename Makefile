@@ -19,7 +19,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone tests/test_window.py
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not alone" --numprocesses auto --dist loadfile
 
 lint: $(STAMP)
