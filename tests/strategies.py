@@ -119,6 +119,7 @@ def crystals(draw: st.DrawFn) -> CrystalConfig:
     """With what is known of the crystal as numbers, as a file, or not at all."""
     known = draw(st.sampled_from(["numbers", "file", "nothing"]))
     path = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\0"), min_size=1, max_size=20)
+    path = path.filter(lambda name: name == name.strip())  # a line of a form gives no blanks around a name
     numbers = {
         "composition": draw(st.sampled_from(["LiMnPO4", "NO", "Y", "Ca(OH)2"])),
         "lattice_A": draw(st.tuples(positive, positive)),
