@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mepdiff_core.atom_waves import AtomWaves
-from mepdiff_core.columns import Columns
+from mepdiff_core.columns import Columns, split_cosets
 from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.depth import Arrangement, Matter, make_slots, too_near
@@ -19,6 +19,7 @@ from mepdiff_core.optics import Optics
 from mepdiff_core.polish import draw_cell
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
 from mepdiff_core.stacking import Stacking
+from mepdiff_core.unit_cell import from_crystal
 
 LATTICE = np.array([[3.9, 0.0], [0.3, 4.1]])
 PERIOD, THICKNESS = 4.3, 6.4
@@ -78,6 +79,27 @@ def test_matter_of_atoms_draws_the_atoms(flat: tuple[CrystalModel, Arrangement])
     assert distance(drawn.sum(0), true.sum(0)) < 0.03
     assert distance(drawn, true) < 0.25
     assert distance(drawn.flip(0), true) > 0.5
+
+
+def test_a_cell_grows_where_its_copies_differ_but_not_beyond_the_field() -> None:
+    """Rows of strontium and oxygen taken for one kind, in half of the cell."""
+    crystal = Crystal("SrO", 3.9 * np.eye(3), np.array([38, 8]), np.array([[0, 0, 0], [0, 0.5, 0]]))
+    origin = (0.3, 0.2, 0.4)
+    config = SimulationConfig(
+        optics=Optics(overfocus_A=60.0), scan_shape=(4, 4), detector_pixels=64, thickness_A=THICKNESS, origin_A=origin
+    )
+    waves = AtomWaves(simulate_scan(crystal, config), 4, 1.6)
+    cell = from_crystal(crystal, "c", origin, THICKNESS)
+    half = cell.lattice_A[:2, 1:].copy()
+    long = int(np.argmax(np.abs(np.diff(cell.positions_A, axis=0)[0, 1:] @ np.linalg.inv(half))))
+    half[long] /= 2
+    amounts = element_table().features[[20]] * THICKNESS / 3.9
+    columns = Columns(half, cell.positions_A[0, 1:], np.zeros((1, 2)), amounts)
+    patterns = np.arange(16)
+    wider = split_cosets(waves, columns, patterns, largest_A2=15.3)
+    assert wider.area_A2 == pytest.approx(3.9**2)
+    assert len(wider) == 2
+    assert split_cosets(waves, columns, patterns, largest_A2=15.2) is columns
 
 
 def test_even_matter_draws_even_columns(

@@ -101,6 +101,7 @@ def test_a_planted_superlattice_is_found(matrix: list[list[int]]) -> None:
     assert found.tolist() == matrix
     assert gain == pytest.approx(superlattice_gain(gains, found))
     assert gain > 100
+    assert best_superlattice(gains, 1) == (None, 0.0)
 
 
 def test_cells_that_are_alike_gain_nothing() -> None:

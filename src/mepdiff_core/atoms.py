@@ -49,6 +49,8 @@ PERIOD_STEP_A = 0.1
 PERIODS_KEPT, JUDGED = 10, 8
 SETTLING_PATTERNS, SCREENING_PATTERNS, SETTLING_KEPT, SCREENED_NATS = 96, 16, 2, 20.0
 SETTLING_TURNS, SETTLING_TRIED, SETTLING_NATS = 4, 5, 60.0
+MODEL_NATS = 0.3
+"""A pattern: what the model's own error can make of two elements instead of one; 0.2 for tungsten with a tantalum in it."""
 EQUAL_NATS = 5.0
 """Two answers whose exact misfits on a round's patterns differ by less are equally likely."""
 MARGIN_A = 4.0
@@ -290,7 +292,8 @@ class _Solver(ColumnSearch):
     def _settle_elements(self, search: DepthSearch, model: CrystalModel, best: Arrangement) -> Arrangement:
         """Elements that scatter nearly alike, compared by the model itself on more patterns than a round has.
 
-        All likely changes on some of them, the best of these on all.
+        All likely changes on some of them, the best of these on all; at last, like elements are one unless that costs more
+        than the model's own error.
         """
         indices = self.batch(SETTLING_PATTERNS)
         few = indices[:: SETTLING_PATTERNS // SCREENING_PATTERNS]
@@ -308,21 +311,21 @@ class _Solver(ColumnSearch):
                 break
             at_all = min(energies)
             at_few, best = rivals[energies.index(at_all)]
-        return best
+        return self._of_fewer_elements(search, model, best, indices, MODEL_NATS * len(indices))
 
     def _of_fewer_elements(
-        self, search: DepthSearch, model: CrystalModel, best: Arrangement, indices: Indices
+        self, search: DepthSearch, model: CrystalModel, best: Arrangement, indices: Indices, allowed: float = 0.0
     ) -> Arrangement:
-        """Like elements made one where the model itself says so: by bins of a period, amounts are not told as sharply."""
-        energy = _energy(model, best, indices)
+        """Like elements made one where that costs no more than allowed, nats, by the model itself."""
+        limit = _energy(model, best, indices) + allowed
         while True:
             count = len(np.unique(best.number))
             fewer = [a for a in search.like_elements(best) if len(np.unique(a.number)) < count]
             energies = [_energy(model, other, indices) for other in fewer]
-            if min(energies, default=np.inf) >= energy:
+            if min(energies, default=np.inf) >= limit:
                 return best
-            energy = min(energies)
-            best = fewer[energies.index(energy)]
+            best = fewer[energies.index(min(energies))]
+            limit = min(limit, min(energies) + allowed)
 
     def _as_likely(self, model: CrystalModel, second: Arrangement, best: Arrangement) -> bool:
         """Whether more patterns than a round has leave the two equally likely."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,8 @@ NEARLY = 0.6
 EVEN_OVERFOCUS_A = 2.0
 """Columns that are even along the beam tell the overfocus to about half an Å; less than this is left for the atoms."""
 LATTICE_TOLERANCE = 0.03
+LIT = 0.1
+"""Part of the highest illumination above which a place counts as seen."""
 STEPS_AT_MOST = PASSES + 1 + 4 + 4 * COLUMN_ROUNDS + 4
 ROUND_STEPS = 10
 
@@ -111,6 +114,12 @@ class ColumnSearch:
         self.total = STEPS_AT_MOST + ROUND_STEPS * c.rounds + 1
         self.resumed = time.perf_counter()
         self.volume = np.zeros((self.slices, *self.field.shape), np.float32)
+
+    @cached_property
+    def largest_cell_A2(self) -> float:
+        """Half of the illuminated area: a larger cell is nowhere repeated."""
+        weight = illumination(self.scan)
+        return float((weight > LIT * weight.max()).sum()) * self.scan.pixel_size_A**2 / 2
 
     def batch(self, count: int) -> Indices:
         """The next patterns in a random order; all have their turn before one comes again."""
@@ -231,7 +240,8 @@ class ColumnSearch:
         indices, fewer = self.batch(COPIES_PATTERNS), self.batch(EVEN_PATTERNS)
         where, pixel = np.asarray(self.field.origin_A), self.scan.pixel_size_A
         gains = copy_gains(waves, columns, illumination(self.scan), where, pixel, indices, fewer)
-        matrix, gain = best_superlattice(gains) if self.known.lattice_A is None else (None, 0.0)
+        index = int(self.largest_cell_A2 / columns.area_A2)
+        matrix, gain = best_superlattice(gains, index) if self.known.lattice_A is None else (None, 0.0)
         stackings = find_stackings(gains, self.thickness_A, self.known.period_A, STACKINGS)
         if stackings and stackings[0].gain > max(gain, 0.0):
             stackings = [s for s in stackings if s.gain > NEARLY * stackings[0].gain]
@@ -278,7 +288,7 @@ class ColumnSearch:
         for _ in range(COLUMN_ROUNDS):
             before = len(columns)
             if self.known.lattice_A is None:
-                columns = split_cosets(even, columns, self.batch(COSET_PATTERNS))
+                columns = split_cosets(even, columns, self.batch(COSET_PATTERNS), self.largest_cell_A2)
             columns = add_missing(even, columns, self.batch(EVEN_PATTERNS))
             changed = len(columns) != before
             for turn in range(2 if changed else 1):

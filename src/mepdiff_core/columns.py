@@ -45,6 +45,11 @@ class Columns:
     fractional: Array
     amounts: Array
 
+    @property
+    def area_A2(self) -> float:
+        """Of the cell, Å²."""
+        return abs(float(np.linalg.det(self.lattice_A)))
+
     def __len__(self) -> int:
         return len(self.fractional)
 
@@ -253,10 +258,13 @@ def drop_empty(columns: Columns, spread: Array) -> Columns:
     return replace(columns, fractional=columns.fractional[keep], amounts=columns.amounts[keep])
 
 
-def split_cosets(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer]) -> Columns:
+def split_cosets(
+    waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer], largest_A2: float = np.inf
+) -> Columns:
     """The columns in a cell of twice or four times the area, where the patterns show that it repeats only there.
 
-    A score test: the gain, to second order, of letting the copies of each column in a cell doubled both ways differ.
+    A score test: the gain, to second order, of letting the copies of each column in a cell doubled both ways differ. Cells
+    are no larger than ``largest_A2``.
     """
     n = len(columns)
     wide = widen(columns, np.array([[2, 0], [0, 2]]))
@@ -281,8 +289,10 @@ def split_cosets(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.int
     best = max(significant.values())
     chosen = max(significant, key=lambda name: significant[name])
     others = [gain for name, gain in significant.items() if name != chosen]
-    matrix = np.array(doubled[chosen]) if all(gain < 0.15 * best for gain in others) else np.array([[2, 0], [0, 2]])
-    return widen(columns, matrix)
+    alone = all(gain < 0.15 * best for gain in others)
+    matrices = [doubled[chosen]] if alone else [[[2, 0], [0, 2]], doubled[chosen]]
+    wider = [widen(columns, np.array(matrix)) for matrix in matrices]
+    return next((cell for cell in wider if cell.area_A2 <= largest_A2), columns)
 
 
 def widen(columns: Columns, matrix: npt.NDArray[np.integer]) -> Columns:

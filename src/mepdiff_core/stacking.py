@@ -325,10 +325,10 @@ def _bounded_gain(gradient: Array, curvature: Array, least: Array) -> float:
     return -float(gradient @ x + 0.5 * x @ curvature @ x)
 
 
-def best_superlattice(gains: CopyGains) -> tuple[Integers | None, float]:
-    """The smallest sublattice that gains nearly as much as any, and its gain; None where none gains anything."""
-    found = [(matrix, superlattice_gain(gains, matrix)) for matrix in superlattices()]
-    best = max(gain for _, gain in found)
+def best_superlattice(gains: CopyGains, largest: int = LARGEST_INDEX) -> tuple[Integers | None, float]:
+    """The smallest sublattice, up to an index, that gains nearly as much as any, and its gain; None where none gains."""
+    found = [(matrix, superlattice_gain(gains, matrix)) for matrix in superlattices(min(largest, LARGEST_INDEX))]
+    best = max((gain for _, gain in found), default=0.0)
     if best <= 0:
         return None, 0.0
     return next((matrix, gain) for matrix, gain in found if gain > 0.85 * best)
