@@ -19,7 +19,8 @@ from mepdiff_core.cli import main
 from mepdiff_core.config import read_yaml
 from mepdiff_core.diffusion import DiffusionConfig, denoiser
 from mepdiff_core.errors import InputError
-from mepdiff_core.posterior import run_dps, run_proximal
+from mepdiff_core.likelihood import Amplitude, Poisson
+from mepdiff_core.posterior import _Task, run_dps, run_proximal
 from mepdiff_core.runs import Run
 from mepdiff_core.sample import dpmpp_2m_sde, noise_of_seeds, polyexponential
 from mepdiff_core.scan import Scan
@@ -141,6 +142,25 @@ def test_ptyrads_gradients_guide_alike(small_scan: Scan, prior_path: Path) -> No
         last(run_dps(small_scan, made(DPSConfig, prior_path, engine=engine, steps=2))) for engine in ("fast", "ptyrad")
     )
     assert float(np.abs(ours.volume - theirs.volume).max()) < 2e-4 * float(np.abs(ours.volume).max())
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "amplitude"])
+def test_data_steps_weigh_the_patterns_by_their_counts(likelihood: str, small_scan: Scan, prior_path: Path) -> None:
+    """The loss's gradient in nats is that of the negative log-likelihood, written out by hand for all fitted patterns."""
+    task = _Task.prepare(small_scan, made(ProximalConfig, prior_path, likelihood=likelihood), "cpu")
+    electrons, counts = small_scan.electrons_per_pattern, small_scan.patterns_at(task.fit).astype(np.float64)
+
+    def nll(volume: torch.Tensor) -> float:
+        expected = task.model.predict(volume, task.fit).double().numpy() * electrons
+        if likelihood == "poisson":
+            return float((expected - counts * np.log(expected + Poisson().background * electrons)).sum())
+        return float(2 * np.square(np.sqrt(expected + Amplitude().floor * electrons) - np.sqrt(counts)).sum())
+
+    volume = 0.1 * torch.rand(task.model.volume_shape, generator=torch.Generator().manual_seed(0))
+    loss, gradient = task.measurement.gradient(volume, task.fit)
+    way = gradient / gradient.norm()
+    slope = (nll(volume + 0.05 * way) - nll(volume - 0.05 * way)) / 0.1
+    assert task.nats(small_scan)(loss) * float((gradient * way).sum()) == pytest.approx(slope, rel=2e-3)
 
 
 @pytest.mark.parametrize("slices", [2, 6, 11])
