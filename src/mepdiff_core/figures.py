@@ -19,6 +19,8 @@ Volume = npt.NDArray[np.floating]
 GAMMA = 0.6
 """Light atoms show beside heavy ones."""
 INK, MUTED = "#1b1b1f", "#6c6c76"
+Sweep = dict[str, list[tuple[float, float | None, float, float, float]]]
+"""By method: thickness (Å), dose (electrons per Å²; None: no noise), a score, and the ends of its interval."""
 COLORS = ("#1f77b4", "#d1495b", "#2e9e6b", "#8a5fb0", "#e08e2b", "#3f3f46")
 
 
@@ -60,6 +62,76 @@ def slices_figure(
     bar.set_label(f"phase (rad), gamma {GAMMA}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     axes[-1, 0].set_xlabel(f"{width * voxel_size_A[2]:.1f} Å wide", fontsize=8, color=MUTED)
+    return figure
+
+
+def outcomes_figure(examples: Sequence[tuple[str, Volume, Volume]], slice_thickness_A: float, most: int = 8) -> Figure:
+    """Slices by depth of several specimens, two rows each: truth, reconstruction (the paper's Figures 9 and 10).
+
+    Args:
+        examples: what to call it, reconstruction and truth (z, y, x) on the same grid, rad; each on its truth's grey scale.
+        most: columns at most.
+    """
+    columns = max(min(most, len(truth)) for _, _, truth in examples)
+    figure = Figure(figsize=(1.15 * columns + 1.7, 2.36 * len(examples) + 0.3), layout="constrained")
+    parts = figure.subfigures(len(examples), 1, squeeze=False)[:, 0]
+    for part, (label, volume, truth) in zip(parts, examples, strict=True):
+        true = middle(truth)
+        found = align_offset(middle(volume), true)
+        norm = PowerNorm(GAMMA, 0.0, float(true.max()))
+        shown = np.unique(np.linspace(0, len(true) - 1, min(most, len(true))).round().astype(int))
+        axes = part.subplots(2, columns, squeeze=False)
+        for axis in axes.ravel():
+            axis.set_axis_off()
+        for row, stack in zip(axes, (true, found), strict=True):
+            for z, axis in zip(shown, row, strict=False):
+                axis.set_axis_on()
+                axis.imshow(stack[z], cmap="gray", norm=norm, interpolation="nearest")
+                without_ticks(axis)
+        for z, axis in zip(shown, axes[0], strict=False):
+            axis.set_title(f"{(z + 0.5) * slice_thickness_A:.1f} Å", fontsize=7, color=MUTED)
+        axes[0, 0].set_ylabel("truth", fontsize=8, color=MUTED)
+        axes[1, 0].set_ylabel(f"SSIM {ssim_2d(found, true.astype(float)):.3f}", fontsize=8, color=MUTED)
+        part.supylabel(label, fontsize=8, color=INK)
+    return figure
+
+
+def sweep_figure(sweep: Sweep) -> Figure:
+    """SSIM by dose, a panel for each thickness; or by thickness, where there is one dose."""
+    thicknesses = sorted({point[0] for points in sweep.values() for point in points})
+    doses = {point[1] for points in sweep.values() for point in points}
+    by_dose = len(doses) > 1
+    panels: list[float | None] = [*thicknesses] if by_dose else [None]
+    words = "thickness (Å)"
+    if by_dose:
+        words = "electrons per Å²" + (" (rightmost: no noise)" if None in doses else "")
+    figure = Figure(figsize=(3.3 * len(panels) + 0.6, 3.4), layout="constrained")
+    for axis, thickness in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
+        for number, (method, points) in enumerate(sweep.items()):
+            mine = sorted(
+                (dose if by_dose and dose is not None else np.inf if by_dose else depth, *rest)
+                for depth, dose, *rest in points
+                if thickness is None or depth == thickness
+            )
+            if not mine:
+                continue
+            x, mean, low, high = (np.array(values, float) for values in zip(*mine, strict=True))
+            beyond = 10 * max(x[np.isfinite(x)], default=1.0)
+            x = np.where(np.isfinite(x), x, beyond)  # without noise: beyond all doses
+            reach = np.clip([mean - low, high - mean], 0, None)
+            color = COLORS[number % len(COLORS)]
+            axis.errorbar(x, mean, reach, color=color, marker="o", markersize=4, capsize=2, linewidth=1.2, label=method)
+        if by_dose:
+            axis.set_xscale("log")
+            axis.set_title(f"{thickness:g} Å thick", fontsize=9, color=INK)
+        axis.set_xlabel(words, fontsize=8)
+        axis.set_ylim(0, 1.02)
+        axis.tick_params(labelsize=7)
+        plain_axis(axis)
+    first = figure.axes[0]
+    first.set_ylabel("SSIM of slices", fontsize=8)
+    handles, names = first.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
     return figure
 
 

@@ -94,6 +94,7 @@ class DPS:
     Attributes:
         step: which the next call is.
         grad_norms: of ∂L/∂x, 1/rad, one for each sample.
+        way_back_s: seconds of the gradient through the network so far.
         halvings: times that g was halved for good, because a step had left the phases that matter can have.
 
     Raises:
@@ -113,7 +114,7 @@ class DPS:
     ) -> None:
         self.denoise, self.measurement, self.batches, self.weight = denoise, measurement, batches, weight
         self.positive, self.step = positive, step
-        self.halvings = 0
+        self.halvings, self.way_back_s = 0, 0.0
         self.grad_norms: list[float] = []
 
     def __call__(self, x: Tensor, added: Tensor) -> Tensor:
@@ -131,7 +132,9 @@ class DPS:
                 m.part(pull[item, 0]).add_(gradient, alpha=1 / len(batches))
                 losses.append(loss)
             m.losses.append(sum(losses) / len(losses))
+        began = time.perf_counter()
         (back,) = torch.autograd.grad(seen, x, pull / m.data_scale)
+        self.way_back_s += time.perf_counter() - began
         back = back * m.data_scale
         self.grad_norms = back.flatten(1).norm(dim=1).tolist()
         self.step += 1

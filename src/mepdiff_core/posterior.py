@@ -204,7 +204,7 @@ class _Task:
         total = self.before_steps + c.steps
         began = time.perf_counter()
         loop = dpmpp_2m_sde(guide, x, sigmas, noise, c.eta, done, earlier)
-        network, physics = self.network_s, self.measurement.seconds
+        network, physics = self._network_s(guide), self.measurement.seconds
         noisy = x
         self.steering.begin(self.before_steps + done + 1)
         for step, (x, denoised) in enumerate(loop, done + 1):
@@ -236,7 +236,7 @@ class _Task:
                 log_snr=-2 * math.log(sigmas[step - 1]),
                 noisy=np.asarray(self.model.crop(seen.cpu().numpy()), np.float32),
                 grad_norm=float(np.mean(guide.grad_norms)),
-                network_s=self.network_s - network,
+                network_s=self._network_s(guide) - network,
                 physics_s=self.measurement.seconds - physics,
                 network_calls=self.tiled.calls + self.before_calls,
                 note="; ".join(filter(None, [guide.note, self.note, self.steering.note])),
@@ -246,7 +246,11 @@ class _Task:
             )
             self.steering.begin(self.before_steps + step + 1)
             began, noisy = time.perf_counter(), x
-            network, physics = self.network_s, self.measurement.seconds
+            network, physics = self._network_s(guide), self.measurement.seconds
+
+    def _network_s(self, guide: DPS | Proximal) -> float:
+        """Seconds in the network so far, there and back."""
+        return self.network_s + (guide.way_back_s if isinstance(guide, DPS) else 0.0)
 
     def warm_up(self, scan: Scan) -> Iterator[SampleState]:
         """Passes of Adam as an expert runs it, before the sampler's first step."""
