@@ -62,10 +62,10 @@ def write_evaluation(
     outcomes = metrics_table(classes(rows, methods), ["specimens", "method", *get_args(FailureClass)])
     base, best = best_of(rows, methods)
     done = {case.name: [row for row in rows if _is(row, case) and not row["error"]] for case in cases}
-    sections.append(("What became of them", outcomes + _examples(out, cases, best or base, done)))
+    sections.append(("What became of them", outcomes + _examples(out, cases, best or base, done, several)))
     pictured = [case for case in cases if {base, best} - {None} <= {row["method"] for row in done[case.name]}]
     if pictured and (base or best):
-        sections.append(("Diffraction patterns", _patterns(out, pictured, [m for m in (base, best) if m])))
+        sections.append(("Diffraction patterns", _patterns(out, pictured, [m for m in (base, best) if m], several)))
     leading = ["crystal", "axis", "specimens", "method", "failure_class", "error"]
     sections.append(("Every specimen", metrics_table([_named(row, several) for row in rows], leading)))
     for case in cases:
@@ -112,7 +112,9 @@ def _read(out: Path, case: Case, method: str) -> tuple[Scan, Volume]:
     )
 
 
-def _examples(out: Path, cases: Sequence[Case], method: str | None, done: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _examples(
+    out: Path, cases: Sequence[Case], method: str | None, done: Mapping[str, Sequence[Mapping[str, Any]]], several: bool
+) -> str:
     """Specimens of every outcome of one method, reconstruction beside truth (the paper's Figures 9 and 10)."""
     shown: list[tuple[str, Volume, Volume]] = []
     depth = 0.0
@@ -125,14 +127,15 @@ def _examples(out: Path, cases: Sequence[Case], method: str | None, done: Mappin
             scan, volume = _read(out, case, method)
             assert scan.truth is not None
             depth = scan.truth.voxel_size_A[0]
-            shown.append((f"{_title(case, False)}\n{outcome}", volume, scan.truth.phase))
+            where = f"{in_words((case.thickness_A, case.dose_e_per_A2))}\n" if several else ""
+            shown.append((f"{_title(case, False)}\n{where}{outcome}", volume, scan.truth.phase))
     if not shown:
         return ""
     png = save_figure(figures.outcomes_figure(shown, depth), out / "outcomes.png")
     return figure_block(png, f"{method}, at most {EXAMPLES} specimens of each outcome: truth above, reconstruction below.")
 
 
-def _patterns(out: Path, cases: Sequence[Case], methods: Sequence[str]) -> str:
+def _patterns(out: Path, cases: Sequence[Case], methods: Sequence[str], several: bool) -> str:
     """Measured beside predicted patterns of some specimens (the paper's Figure 11)."""
     picked = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, min(PATTERNS, len(cases))).round().astype(int))]
     measured: list[Volume] = []
@@ -148,7 +151,7 @@ def _patterns(out: Path, cases: Sequence[Case], methods: Sequence[str]) -> str:
             predicted[method].append(pattern)
         measured.append(scan.patterns_at(index)[0].astype(float))
     stacks = {method: np.stack(found) for method, found in predicted.items()}
-    labels = [case.name.replace("_", ", ") for case in picked]
+    labels = [_title(case, several) for case in picked]
     png = save_figure(figures.patterns_figure(np.stack(measured), stacks, step, labels), out / "patterns.png")
     return figure_block(png, "One measured pattern of each specimen, and what the reconstructions predict for it.")
 

@@ -92,39 +92,32 @@ def outcomes_figure(examples: Sequence[tuple[str, Volume, Volume]], slice_thickn
             axis.set_title(f"{(z + 0.5) * slice_thickness_A:.1f} Å", fontsize=7, color=MUTED)
         axes[0, 0].set_ylabel("truth", fontsize=8, color=MUTED)
         axes[1, 0].set_ylabel(f"SSIM {ssim_2d(found, true.astype(float)):.3f}", fontsize=8, color=MUTED)
-        part.supylabel(label, fontsize=8, color=INK)
+        part.supylabel(label, fontsize=8, color=INK, multialignment="center")
     return figure
 
 
 def sweep_figure(sweep: Sweep) -> Figure:
     """SSIM by dose, a panel for each thickness; or by thickness, where there is one dose."""
-    thicknesses = sorted({point[0] for points in sweep.values() for point in points})
-    doses = {point[1] for points in sweep.values() for point in points}
+    points = [point for method in sweep.values() for point in method]
+    doses = sorted({dose for _, dose, *_ in points}, key=lambda dose: np.inf if dose is None else dose)
+    thicknesses = sorted({thickness for thickness, *_ in points})
     by_dose = len(doses) > 1
-    panels: list[float | None] = [*thicknesses] if by_dose else [None]
-    words = "thickness (Å)"
-    if by_dose:
-        words = "electrons per Å²" + (" (rightmost: no noise)" if None in doses else "")
+    labels = ["no noise" if d is None else f"{d:.3g}" for d in doses] if by_dose else [f"{t:g}" for t in thicknesses]
+    panels = thicknesses if by_dose else thicknesses[:1]
     figure = Figure(figsize=(3.3 * len(panels) + 0.6, 3.4), layout="constrained")
-    for axis, thickness in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
-        for number, (method, points) in enumerate(sweep.items()):
-            mine = sorted(
-                (dose if by_dose and dose is not None else np.inf if by_dose else depth, *rest)
-                for depth, dose, *rest in points
-                if thickness is None or depth == thickness
-            )
-            if not mine:
-                continue
-            x, mean, low, high = (np.array(values, float) for values in zip(*mine, strict=True))
-            beyond = 10 * max(x[np.isfinite(x)], default=1.0)
-            x = np.where(np.isfinite(x), x, beyond)  # without noise: beyond all doses
-            reach = np.clip([mean - low, high - mean], 0, None)
-            color = COLORS[number % len(COLORS)]
-            axis.errorbar(x, mean, reach, color=color, marker="o", markersize=4, capsize=2, linewidth=1.2, label=method)
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
+        for number, (method, mine) in enumerate(sweep.items()):
+            shown = [p for p in mine if not by_dose or p[0] == panel]
+            places = np.array([doses.index(p[1]) if by_dose else thicknesses.index(p[0]) for p in shown], float)
+            mean, low, high = (np.array([p[i] for p in shown]) for i in (2, 3, 4))
+            places += 0.06 * (number - (len(sweep) - 1) / 2)  # beside each other where they agree
+            color, reach = COLORS[number % len(COLORS)], np.clip([mean - low, high - mean], 0, None)
+            axis.errorbar(places, mean, reach, color=color, marker="o", markersize=4, capsize=2, linewidth=1.2, label=method)
         if by_dose:
-            axis.set_xscale("log")
-            axis.set_title(f"{thickness:g} Å thick", fontsize=9, color=INK)
-        axis.set_xlabel(words, fontsize=8)
+            axis.set_title(f"{panel:g} Å thick", fontsize=9, color=INK)
+        axis.set_xticks(range(len(labels)), labels)
+        axis.set_xlim(-0.4, len(labels) - 0.6)
+        axis.set_xlabel("electrons per Å²" if by_dose else "thickness (Å)", fontsize=8)
         axis.set_ylim(0, 1.02)
         axis.tick_params(labelsize=7)
         plain_axis(axis)
@@ -222,6 +215,9 @@ def depth_figure(volumes: Mapping[str, Volume], truth: Volume, voxel_size_A: Seq
             axis.step(
                 depth, aligned[:, y, x], where="mid", color=COLORS[(line + 1) % len(COLORS)], linewidth=1.2, label=name
             )
+        low, high = axis.get_ylim()
+        most = float(area[:, y, x].max())
+        axis.set_ylim(max(low, -0.5 * most), min(high, 1.6 * most))  # a volume that is far off leaves the picture
         axis.set_title(f"column {number + 1}", fontsize=8, color=color)
         axis.set_xlabel("depth (Å)", fontsize=8)
         axis.tick_params(labelsize=7)
