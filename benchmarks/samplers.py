@@ -54,8 +54,7 @@ def main() -> None:
     print("| sampler | precision | step | network | patterns | rest | rest of both |")
     print("|---|---|---:|---:|---:|---:|---:|", flush=True)
     for name, (precision, settings) in CASES.items():
-        whole, network, physics = step_seconds(scan, settings, precision, arguments.steps, arguments.device)
-        rest = whole - network - physics
+        whole, network, physics, rest = step_seconds(scan, settings, precision, arguments.steps, arguments.device)
         print(
             f"| {name} | {precision} | {whole:.3f} | {network:.3f} | {physics:.3f} | {rest:.3f} |"
             f" {100 * rest / (network + physics):.1f} % |",
@@ -69,20 +68,18 @@ def in_precision(name: str, device: str) -> contextlib.AbstractContextManager[ob
     return torch.autocast(device.split(":")[0], torch.bfloat16) if name == "bf16" else contextlib.nullcontext()
 
 
-def step_seconds(
-    scan: Scan, settings: dict[str, Any], precision: str, steps: int, device: str
-) -> tuple[float, float, float]:
-    """Median seconds of a step, of its network, of its patterns."""
+def step_seconds(scan: Scan, settings: dict[str, Any], precision: str, steps: int, device: str) -> tuple[float, ...]:
+    """Median seconds of a step, of its network, of its patterns, of what is left."""
     given = dict(settings)
     method = given.pop("method")
     rows, before = [], 0.0
     with in_precision(precision, device):
         for state in reconstruct(scan, method, device=device, steps=steps + 1, **given):
             assert isinstance(state, SampleState)
-            rows.append((state.seconds - before, state.network_s, state.physics_s))
+            whole = state.seconds - before
+            rows.append((whole, state.network_s, state.physics_s, whole - state.network_s - state.physics_s))
             before = state.seconds
-    whole, network, physics = (statistics.median(column) for column in zip(*rows[1:], strict=True))
-    return whole, network, physics
+    return tuple(statistics.median(column) for column in zip(*rows[1:], strict=True))
 
 
 def difference(device: str) -> float:

@@ -28,7 +28,7 @@ from mepdiff_core.projection import illumination
 from mepdiff_core.reconstruction import reconstruct
 from mepdiff_core.scan import load_scan
 
-SETTINGS: dict[str, dict[str, Any]] = {"proximal": {}, "dps": {"steps": 40}, "crystal": {}}
+SETTINGS: dict[str, dict[str, Any]] = {"proximal": {}, "dps": {"steps": 40, "batch_size": 160}, "crystal": {}}
 CLASSES = ("all", "atoms", "background")
 COLUMNS = (
     *("scan", "method", "samples", "expected_1", "expected_2"),
