@@ -137,6 +137,19 @@ def test_without_guidance_dps_samples_the_prior(small_scan: Scan, prior_path: Pa
     np.testing.assert_allclose(state.volume, x[0, 0] / TINY.diffusion.data_scale, atol=1e-6)
 
 
+def test_dps_starts_warm_where_it_is_asked_to(small_scan: Scan, prior_path: Path) -> None:
+    """Without noise to speak of, what it starts from is what Adam left."""
+    config = made(DPSConfig, prior_path, warm_passes=2, positivity=True, guidance_scale=0.0, sigma_max=0.02, sigma_min=0.01)
+    *warm, first, _, last_one = run_dps(small_scan, config)
+    assert [s.note for s in warm] == ["Adam, pass 1 of 2", "Adam, pass 2 of 2"]
+    assert [s.step for s in (*warm, first)] == [1, 2, 3]
+    error = first.noisy - warm[-1].volume
+    assert float(np.abs(error).max()) < 6 * 0.02 / TINY.diffusion.data_scale
+    assert float(last_one.volume.min()) == 0
+    rest = list(run_dps(small_scan, config, checkpoint=first.checkpoint))
+    assert np.array_equal(rest[-1].volume, last_one.volume)
+
+
 def test_ptyrads_gradients_guide_alike(small_scan: Scan, prior_path: Path) -> None:
     ours, theirs = (
         last(run_dps(small_scan, made(DPSConfig, prior_path, engine=engine, steps=2))) for engine in ("fast", "ptyrad")
