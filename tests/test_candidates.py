@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mepdiff_core import candidates
-from mepdiff_core.candidates import heldout_deviance, run_mepdiff
+from mepdiff_core.candidates import heldout_deviance, recalled, remembered, run_mepdiff
 from mepdiff_core.defects import Defect
 from mepdiff_core.diffusion import DiffusionConfig
 from mepdiff_core.errors import InputError
@@ -160,7 +160,7 @@ def test_a_run_of_both_goes_on_without_asking_the_solver_again(
 
 def test_an_answer_comes_back_from_a_checkpoint(small_scan: Scan) -> None:
     one = crystal(small_scan, True, False)
-    other = candidates._recalled(candidates._remembered(one))
+    other = recalled(remembered(one))
     assert other is not None
     for name in ("step", "loss", "heldout", "verdict", "explained", "defects", "stage"):
         assert getattr(one, name) == getattr(other, name)
@@ -173,7 +173,7 @@ def test_an_answer_comes_back_from_a_checkpoint(small_scan: Scan) -> None:
     assert one.samples is not None
     assert other.samples is not None
     np.testing.assert_array_equal(one.samples, other.samples)
-    assert candidates._recalled({"x": np.zeros(1)}) is None
+    assert recalled({"x": np.zeros(1)}) is None
 
 
 def test_nothing_held_out_decides_nothing() -> None:

@@ -21,7 +21,7 @@ import tifffile
 import yaml
 
 import mepdiff_core
-from mepdiff_core import evaluation
+from mepdiff_core import evaluation_task
 from mepdiff_core.cli import COMMANDS, common, demo, main
 from mepdiff_core.cli import reconstruct as reconstruct_command
 from mepdiff_core.errors import Diverged, InputError
@@ -825,7 +825,7 @@ def test_an_evaluation_has_a_row_for_every_crystal_and_method(structures: Path, 
     assert result["summary"][0]["ssim_2d"] == pytest.approx(mean)
     assert {p.name for p in Path("ev/runs").iterdir()} == {"a_c_adam", "a_c_lbfgs", "c_c_adam", "c_c_lbfgs"}
     page = Path("ev/report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 2
+    assert page.count('src="data:image/png;base64,') == 6  # slices and depth of two, outcomes, patterns
     assert "http" not in page
     assert "occupied to 0.9" in page
     origins = [load_scan(f"ev/scans/{name}_c.h5").info["simulation"]["origin_A"] for name in "ac"]
@@ -836,14 +836,14 @@ def count_runs(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -
     """The runs that are made from now on; Ctrl-C comes after one of them, before its row is written."""
     made: list[str] = []
 
-    class Counted(evaluation.Run):
+    class Counted(evaluation_task.Run):
         def states(self) -> Iterator[State]:
             yield from super().states()
             made.append(self.folder.path.name)
             if len(made) == stop_after:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "Run", Counted)
+    monkeypatch.setattr(evaluation_task, "Run", Counted)
     return made
 
 
@@ -888,7 +888,7 @@ def test_axes_and_a_number_choose_the_specimens(structures: Path, monkeypatch: p
         asked.append((path.name, config.axis, config.seed))
         raise InputError("not today")
 
-    monkeypatch.setattr(evaluation, "simulate_steps", simulate)
+    monkeypatch.setattr(evaluation_task, "simulate_steps", simulate)
     assert main([*EVALUATION, "--methods", "adam", "--axes", "a,c,a", "--n", "2"]) == 0
     assert [case[:2] for case in asked] == [("a.cif", "a"), ("a.cif", "c"), ("b.cif", "a"), ("b.cif", "c")]
     assert len({seed for *_, seed in asked}) == 4

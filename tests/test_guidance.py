@@ -50,6 +50,11 @@ def one_batch(item: int, step: int) -> Sequence[Indices]:
     return [ALL]
 
 
+def unit(loss: float) -> float:
+    """The loss is the negative log-likelihood."""
+    return 1.0
+
+
 def identity(x: Tensor, added: Tensor) -> Tensor:
     return 1 * x
 
@@ -185,7 +190,7 @@ def test_data_steps_end_where_likelihood_and_prior_balance() -> None:
         identity,
         Measurement(engine, SHAPE, SCALE),
         lambda item, step: [ALL] * 4000,
-        nats,
+        lambda loss: nats,
         lambda sigma: r,
         lambda sigma: 1e-3,
         positive=False,
@@ -205,7 +210,7 @@ def test_a_flat_prior_leaves_least_squares() -> None:
         identity,
         Measurement(engine, SHAPE, SCALE),
         lambda item, step: [ALL] * 400,
-        1.0,
+        lambda loss: 1.0,
         lambda sigma: 1e6,
         lambda sigma: 3e-3,
         positive=False,
@@ -217,9 +222,13 @@ def test_a_flat_prior_leaves_least_squares() -> None:
 
 
 def test_positivity() -> None:
-    guide = Proximal(identity, Measurement(linear(), SHAPE, SCALE), one_batch, 1.0, lambda s: 1.0, lambda s: 0.01)
-    found = guide(torch.randn(1, 1, *SHAPE, dtype=torch.float64), torch.ones(1))
-    assert float(found.min()) == 0
+    x = torch.randn(1, 1, *SHAPE, dtype=torch.float64)
+    measurement = Measurement(linear(), SHAPE, SCALE)
+    guide = Proximal(identity, measurement, one_batch, unit, lambda s: 1.0, lambda s: 0.01)
+    assert float(guide(x, torch.ones(1)).min()) == 0
+    pulled = [DPS(identity, measurement, one_batch, lambda sigma: 0.1, kept)(x, torch.ones(1)) for kept in (False, True)]
+    assert float(pulled[0].min()) < 0
+    assert torch.equal(pulled[1], pulled[0].clamp(min=0))
 
 
 def test_moments_go_on_from_step_to_step() -> None:
@@ -228,7 +237,7 @@ def test_moments_go_on_from_step_to_step() -> None:
     def fresh(step: int = 1, moments: tuple[Tensor, Tensor, int] | None = None) -> Proximal:
         measurement = Measurement(linear(), SHAPE, SCALE)
         batches = [ALL, ALL]
-        return Proximal(identity, measurement, lambda i, s: batches, 1.0, lambda s: 1.0, lambda s: 0.1, True, step, moments)
+        return Proximal(identity, measurement, lambda i, s: batches, unit, lambda s: 1.0, lambda s: 0.1, True, step, moments)
 
     x = torch.randn(2, 1, *SHAPE, dtype=torch.float64)
     one = fresh()

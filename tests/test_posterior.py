@@ -19,7 +19,8 @@ from mepdiff_core.cli import main
 from mepdiff_core.config import read_yaml
 from mepdiff_core.diffusion import DiffusionConfig, denoiser
 from mepdiff_core.errors import InputError
-from mepdiff_core.posterior import run_dps, run_proximal
+from mepdiff_core.likelihood import Amplitude, Poisson
+from mepdiff_core.posterior import _Task, run_dps, run_proximal
 from mepdiff_core.runs import Run
 from mepdiff_core.sample import dpmpp_2m_sde, noise_of_seeds, polyexponential
 from mepdiff_core.scan import Scan
@@ -136,11 +137,44 @@ def test_without_guidance_dps_samples_the_prior(small_scan: Scan, prior_path: Pa
     np.testing.assert_allclose(state.volume, x[0, 0] / TINY.diffusion.data_scale, atol=1e-6)
 
 
+def test_dps_starts_warm_where_it_is_asked_to(small_scan: Scan, prior_path: Path) -> None:
+    """Without noise to speak of, what it starts from is what Adam left."""
+    config = made(DPSConfig, prior_path, warm_passes=2, positivity=True, guidance_scale=0.0, sigma_max=0.02, sigma_min=0.01)
+    *warm, first, _, last_one = run_dps(small_scan, config)
+    assert [s.note for s in warm] == ["Adam, pass 1 of 2", "Adam, pass 2 of 2"]
+    assert [s.step for s in (*warm, first)] == [1, 2, 3]
+    error = first.noisy - warm[-1].volume
+    assert float(np.abs(error).max()) < 6 * 0.02 / TINY.diffusion.data_scale
+    assert float(last_one.volume.min()) == 0
+    rest = list(run_dps(small_scan, config, checkpoint=first.checkpoint))
+    assert np.array_equal(rest[-1].volume, last_one.volume)
+
+
 def test_ptyrads_gradients_guide_alike(small_scan: Scan, prior_path: Path) -> None:
     ours, theirs = (
         last(run_dps(small_scan, made(DPSConfig, prior_path, engine=engine, steps=2))) for engine in ("fast", "ptyrad")
     )
     assert float(np.abs(ours.volume - theirs.volume).max()) < 2e-4 * float(np.abs(ours.volume).max())
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "amplitude"])
+def test_data_steps_weigh_the_patterns_by_their_counts(likelihood: str, small_scan: Scan, prior_path: Path) -> None:
+    """The loss's gradient in nats is that of the negative log-likelihood, written out by hand for all fitted patterns."""
+    task = _Task.prepare(small_scan, made(ProximalConfig, prior_path, likelihood=likelihood), "cpu")
+    electrons, counts = small_scan.electrons_per_pattern, small_scan.patterns_at(task.fit).astype(np.float64)
+
+    def nll(volume: torch.Tensor) -> float:
+        expected = task.model.predict(volume, task.fit).double().numpy() * electrons
+        if likelihood == "poisson":
+            return float((expected - counts * np.log(expected + Poisson().background * electrons)).sum())
+        return float(2 * np.square(np.sqrt(expected + Amplitude().floor * electrons) - np.sqrt(counts)).sum())
+
+    volume = 0.1 * torch.rand(task.model.volume_shape, generator=torch.Generator().manual_seed(0))
+    loss, gradient = task.measurement.gradient(volume, task.fit)
+    way = gradient / gradient.norm()
+    near, far = (nll(volume + h * way) - nll(volume - h * way) for h in (0.02, 0.04))
+    slope = (8 * near - far) / (12 * 0.02)
+    assert task.nats(small_scan)(loss) * float((gradient * way).sum()) == pytest.approx(slope, rel=1e-3)
 
 
 @pytest.mark.parametrize("slices", [2, 6, 11])

@@ -41,7 +41,8 @@ def run_mepdiff(
     Args:
         scan: the measurement; config: settings; device: torch device.
         start: (slices, y, x) volume for the sampler to start from, rad; a few passes of Adam by default.
-        checkpoint: of a state of the same run, to go on from there; the crystal solver itself begins again.
+        checkpoint: of a state of the same run, to go on from there; the crystal solver itself begins again. Or what
+            ``remembered`` made of a crystal that is solved already, with these settings.
         steering: changes the sampler's guidance while it runs.
 
     Yields:
@@ -50,19 +51,21 @@ def run_mepdiff(
     Raises:
         InputError, Diverged: as ``run_crystal`` and ``run_proximal`` do.
     """
-    crystal = None if checkpoint is None else _recalled(checkpoint)
+    crystal = None if checkpoint is None else recalled(checkpoint)
     if crystal is None:
         for state in run_crystal(scan, config.solver, device):
             crystal = state
             yield state
         assert crystal is not None
-        if crystal.explained and not config.compare:
-            return
+    elif checkpoint is not None and "step" not in checkpoint:  # another run's answer, which this one has not yet told
+        yield crystal
+    if crystal.explained and not config.compare:
+        return
     inner: dict[str, npt.NDArray[np.generic]] | None = None
     if checkpoint is not None and "x" in checkpoint:  # the sampler had come beyond its first passes
         inner = {name: array for name, array in checkpoint.items() if not name.startswith(KEPT)}
         inner["step"] = np.array(int(inner["step"]) - crystal.step)
-    kept = _remembered(crystal)
+    kept = remembered(crystal)
     sample: SampleState | None = None
     for sample in run_proximal(scan, config, device, start, inner, steering):
         arrays = {**sample.checkpoint, **kept}
@@ -121,7 +124,7 @@ def heldout_deviance(
     return poisson_deviance(predicted, scan.patterns()[held].astype(np.float64), Poisson().background * electrons)
 
 
-def _remembered(crystal: CrystalState) -> dict[str, npt.NDArray[np.generic]]:
+def remembered(crystal: CrystalState) -> dict[str, npt.NDArray[np.generic]]:
     """A crystal's answer as arrays for a checkpoint."""
     about: dict[str, Any] = {
         name: getattr(crystal, name)
@@ -139,8 +142,8 @@ def _remembered(crystal: CrystalState) -> dict[str, npt.NDArray[np.generic]]:
     return {KEPT + name: array for name, array in arrays.items()}
 
 
-def _recalled(checkpoint: Checkpoint) -> CrystalState | None:
-    """The inverse of ``_remembered``; None for a checkpoint without any."""
+def recalled(checkpoint: Checkpoint) -> CrystalState | None:
+    """The inverse of ``remembered``; None for a checkpoint without any."""
     if KEPT + "about" not in checkpoint:
         return None
     about = json.loads(bytes(checkpoint[KEPT + "about"].astype(np.uint8)).decode())

@@ -53,7 +53,7 @@ class Comparison:
 
     def verdict(self) -> str:
         """Which of them the patterns prefer that none has fitted, or why that cannot be said."""
-        from mepdiff_core.evaluation import preferred
+        from mepdiff_core.evaluation_summary import preferred
 
         judged = {name: run for name, run in self.runs.items() if run.metrics.get("deviance_heldout") is not None}
         others = [name for name in self.runs if name not in judged]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from mepdiff_core.cluster import ATTEMPTS, dask_client
 from mepdiff_core.config import check, to_dict
 from mepdiff_core.crystal_set import CrystalSet
 from mepdiff_core.crystals import Crystal
@@ -20,8 +19,6 @@ from mepdiff_core.structure_files import Rejection, find_files, read_crystals
 
 MAX_LENGTH_A = 20.0
 """Cells with a, b or c of 20 Å or more are left out. Source: MEP-Diffusion, appendix A."""
-ATTEMPTS = 3
-"""So often is a shard begun again whose worker died."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,7 @@ def _render(path: Path, shards: list[int], workers: int, scheduler: str | None) 
 def _render_with_dask(path: Path, shards: list[int], workers: int, scheduler: str | None) -> Iterator[int]:
     from dask.distributed import KilledWorker, as_completed
 
-    with _client(workers, scheduler) as client:
+    with dask_client(workers, scheduler) as client:
         futures = [client.submit(render_shard, str(path.resolve()), shard, pure=False) for shard in shards]
         try:
             for future in as_completed(futures):
@@ -179,36 +176,3 @@ def _render_with_dask(path: Path, shards: list[int], workers: int, scheduler: st
         finally:
             with contextlib.suppress(Exception):
                 client.cancel(futures)
-
-
-@contextlib.contextmanager
-def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
-    import dask
-    from dask.distributed import Client, LocalCluster
-
-    for name in ("distributed.nanny", "distributed.scheduler", "distributed.worker", "distributed.core"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # a worker that dies is begun again; that is no news to a user
-    settings = {
-        "distributed.scheduler.allowed-failures": ATTEMPTS,
-        "distributed.comm.timeouts.connect": "10s",
-        "distributed.worker.profile.enabled": False,  # it looks at every worker's stack a hundred times a second
-        # without Dask's trimming of freed memory: fresh pages for every transform cost 2.5 times the transforms
-        "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1},
-    }
-    with dask.config.set(settings):
-        if scheduler is not None:
-            try:
-                client = Client(scheduler, timeout=10)
-            except (OSError, TimeoutError, ValueError) as error:
-                reason = " ".join(str(error).split())
-                raise InputError(
-                    f"no Dask scheduler answers at {scheduler} ({reason}); start one with 'dask scheduler', give its address"
-                ) from None
-            with client:
-                yield client
-            return
-        cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
-        )
-        with cluster, Client(cluster) as client:
-            yield client

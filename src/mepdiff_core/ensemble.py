@@ -61,26 +61,35 @@ def heldout_deviances(
     return found
 
 
-def coverage(samples: Volumes, truth: Volumes, illuminated: npt.NDArray[np.bool_] | None = None) -> float:
-    """Part of the voxels whose true phase lies where 95 % of the truth should lie, if it were one more sample.
+def errors_and_spread(
+    samples: Volumes, truth: Volumes, illuminated: npt.NDArray[np.bool_] | None = None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Truth minus mean, and standard deviation, of samples, both (z, voxels) where electrons went.
 
-    The interval is mean ± t s sqrt(1 + 1/k) with s the spread of k samples and t Student's of k - 1: exact for normal
-    samples, however few they are. A constant phase that no pattern can see is taken away from each volume first.
+    A constant phase that no pattern can see is taken away from each volume first.
 
     Args:
         samples: (k, z, y, x), at least two; truth: (z, y, x); illuminated: (y, x) where voxels count, all by default.
     """
-    from scipy.stats import t
-
-    count = len(samples)
-    check(count >= 2, f"spread needs two samples or more, got {count}")
+    check(len(samples) >= 2, f"spread needs two samples or more, got {len(samples)}")
     mask = np.ones(truth.shape[1:], bool) if illuminated is None else illuminated
     inside = samples[:, :, mask].astype(np.float64)
     inside = inside - inside.mean((1, 2), keepdims=True)
     true = truth[:, mask].astype(np.float64)
-    true = true - true.mean()
-    reach = float(t.ppf(0.5 + NOMINAL / 2, count - 1)) * inside.std(0, ddof=1) * np.sqrt(1 + 1 / count)
-    return float(np.mean(np.abs(true - inside.mean(0)) <= reach))
+    return true - true.mean() - inside.mean(0), inside.std(0, ddof=1)
+
+
+def coverage(samples: Volumes, truth: Volumes, illuminated: npt.NDArray[np.bool_] | None = None) -> float:
+    """Part of the voxels whose true phase lies where 95 % of the truth should lie, if it were one more sample.
+
+    The interval is mean ± t s sqrt(1 + 1/k) with s the spread of k samples and t Student's of k - 1: exact for normal
+    samples, however few they are. Arguments are those of ``errors_and_spread``.
+    """
+    from scipy.stats import t
+
+    error, spread = errors_and_spread(samples, truth, illuminated)
+    reach = float(t.ppf(0.5 + NOMINAL / 2, len(samples) - 1)) * np.sqrt(1 + 1 / len(samples))
+    return float(np.mean(np.abs(error) <= reach * spread))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ Volume = npt.NDArray[np.floating]
 GAMMA = 0.6
 """Light atoms show beside heavy ones."""
 INK, MUTED = "#1b1b1f", "#6c6c76"
+Sweep = dict[str, list[tuple[float, float | None, float, float, float]]]
+"""By method: thickness (Å), dose (electrons per Å²; None: no noise), a score, and the ends of its interval."""
 COLORS = ("#1f77b4", "#d1495b", "#2e9e6b", "#8a5fb0", "#e08e2b", "#3f3f46")
 
 
@@ -60,6 +62,69 @@ def slices_figure(
     bar.set_label(f"phase (rad), gamma {GAMMA}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     axes[-1, 0].set_xlabel(f"{width * voxel_size_A[2]:.1f} Å wide", fontsize=8, color=MUTED)
+    return figure
+
+
+def outcomes_figure(examples: Sequence[tuple[str, Volume, Volume]], slice_thickness_A: float, most: int = 8) -> Figure:
+    """Slices by depth of several specimens, two rows each: truth, reconstruction (the paper's Figures 9 and 10).
+
+    Args:
+        examples: what to call it, reconstruction and truth (z, y, x) on the same grid, rad; each on its truth's grey scale.
+        most: columns at most.
+    """
+    columns = max(min(most, len(truth)) for _, _, truth in examples)
+    figure = Figure(figsize=(1.15 * columns + 1.7, 2.36 * len(examples) + 0.3), layout="constrained")
+    parts = figure.subfigures(len(examples), 1, squeeze=False)[:, 0]
+    for part, (label, volume, truth) in zip(parts, examples, strict=True):
+        true = middle(truth)
+        found = align_offset(middle(volume), true)
+        norm = PowerNorm(GAMMA, 0.0, float(true.max()))
+        shown = np.unique(np.linspace(0, len(true) - 1, min(most, len(true))).round().astype(int))
+        axes = part.subplots(2, columns, squeeze=False)
+        for axis in axes.ravel():
+            axis.set_axis_off()
+        for row, stack in zip(axes, (true, found), strict=True):
+            for z, axis in zip(shown, row, strict=False):
+                axis.set_axis_on()
+                axis.imshow(stack[z], cmap="gray", norm=norm, interpolation="nearest")
+                without_ticks(axis)
+        for z, axis in zip(shown, axes[0], strict=False):
+            axis.set_title(f"{(z + 0.5) * slice_thickness_A:.1f} Å", fontsize=7, color=MUTED)
+        axes[0, 0].set_ylabel("truth", fontsize=8, color=MUTED)
+        axes[1, 0].set_ylabel(f"SSIM {ssim_2d(found, true.astype(float)):.3f}", fontsize=8, color=MUTED)
+        part.supylabel(label, fontsize=8, color=INK, multialignment="center")
+    return figure
+
+
+def sweep_figure(sweep: Sweep) -> Figure:
+    """SSIM by dose, a panel for each thickness; or by thickness, where there is one dose."""
+    points = [point for method in sweep.values() for point in method]
+    doses = sorted({dose for _, dose, *_ in points}, key=lambda dose: np.inf if dose is None else dose)
+    thicknesses = sorted({thickness for thickness, *_ in points})
+    by_dose = len(doses) > 1
+    labels = ["no noise" if d is None else f"{d:.3g}" for d in doses] if by_dose else [f"{t:g}" for t in thicknesses]
+    panels = thicknesses if by_dose else thicknesses[:1]
+    figure = Figure(figsize=(3.3 * len(panels) + 0.6, 3.4), layout="constrained")
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
+        for number, (method, mine) in enumerate(sweep.items()):
+            shown = [p for p in mine if not by_dose or p[0] == panel]
+            places = np.array([doses.index(p[1]) if by_dose else thicknesses.index(p[0]) for p in shown], float)
+            mean, low, high = (np.array([p[i] for p in shown]) for i in (2, 3, 4))
+            places += 0.06 * (number - (len(sweep) - 1) / 2)  # beside each other where they agree
+            color, reach = COLORS[number % len(COLORS)], np.clip([mean - low, high - mean], 0, None)
+            axis.errorbar(places, mean, reach, color=color, marker="o", markersize=4, capsize=2, linewidth=1.2, label=method)
+        if by_dose:
+            axis.set_title(f"{panel:g} Å thick", fontsize=9, color=INK)
+        axis.set_xticks(range(len(labels)), labels)
+        axis.set_xlim(-0.4, len(labels) - 0.6)
+        axis.set_xlabel("electrons per Å²" if by_dose else "thickness (Å)", fontsize=8)
+        axis.set_ylim(0, 1.02)
+        axis.tick_params(labelsize=7)
+        plain_axis(axis)
+    first = figure.axes[0]
+    first.set_ylabel("SSIM of slices", fontsize=8)
+    handles, names = first.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
     return figure
 
 
@@ -150,6 +215,9 @@ def depth_figure(volumes: Mapping[str, Volume], truth: Volume, voxel_size_A: Seq
             axis.step(
                 depth, aligned[:, y, x], where="mid", color=COLORS[(line + 1) % len(COLORS)], linewidth=1.2, label=name
             )
+        low, high = axis.get_ylim()
+        most = float(area[:, y, x].max())
+        axis.set_ylim(max(low, -0.5 * most), min(high, 1.6 * most))  # a volume that is far off leaves the picture
         axis.set_title(f"column {number + 1}", fontsize=8, color=color)
         axis.set_xlabel("depth (Å)", fontsize=8)
         axis.tick_params(labelsize=7)

@@ -89,10 +89,12 @@ class DPS:
         measurement: the misfit.
         batches: patterns of a sample and a step.
         weight: sigma -> g.
+        positive: keep phases from falling below 0.
 
     Attributes:
         step: which the next call is.
         grad_norms: of ∂L/∂x, 1/rad, one for each sample.
+        way_back_s: seconds of the gradient through the network so far.
         halvings: times that g was halved for good, because a step had left the phases that matter can have.
 
     Raises:
@@ -102,11 +104,17 @@ class DPS:
     """
 
     def __init__(
-        self, denoise: Denoise, measurement: Measurement, batches: Batches, weight: Callable[[float], float], step: int = 1
+        self,
+        denoise: Denoise,
+        measurement: Measurement,
+        batches: Batches,
+        weight: Callable[[float], float],
+        positive: bool = False,
+        step: int = 1,
     ) -> None:
         self.denoise, self.measurement, self.batches, self.weight = denoise, measurement, batches, weight
-        self.step = step
-        self.halvings = 0
+        self.positive, self.step = positive, step
+        self.halvings, self.way_back_s = 0, 0.0
         self.grad_norms: list[float] = []
 
     def __call__(self, x: Tensor, added: Tensor) -> Tensor:
@@ -124,7 +132,9 @@ class DPS:
                 m.part(pull[item, 0]).add_(gradient, alpha=1 / len(batches))
                 losses.append(loss)
             m.losses.append(sum(losses) / len(losses))
+        began = time.perf_counter()
         (back,) = torch.autograd.grad(seen, x, pull / m.data_scale)
+        self.way_back_s += time.perf_counter() - began
         back = back * m.data_scale
         self.grad_norms = back.flatten(1).norm(dim=1).tolist()
         self.step += 1
@@ -132,7 +142,8 @@ class DPS:
         while True:
             pull_now: Tensor = full / 2**self.halvings
             if float(pull_now.abs().max()) < LARGEST_RAD * m.data_scale:
-                return found - pull_now
+                pulled = found - pull_now
+                return pulled.clamp_(min=0) if self.positive else pulled
             self.halvings += 1
             if self.halvings > MOST_HALVINGS:
                 raise Diverged(
@@ -153,9 +164,9 @@ class Proximal:
 
     Args:
         denoise: of (batch, 1, z, y, x).
-        measurement: the misfit, a Poisson likelihood by counts.
+        measurement: the misfit.
         batches: patterns of a sample and a step.
-        nats: times the loss it is the negative log-likelihood of all patterns that are fitted.
+        nats: loss -> derivative by it of the negative log-likelihood of all patterns that are fitted.
         spread: sigma -> r, rad.
         rate: sigma -> Adam's learning rate, rad.
         positive: keep phases from falling below 0.
@@ -170,7 +181,7 @@ class Proximal:
         denoise: Denoise,
         measurement: Measurement,
         batches: Batches,
-        nats: float,
+        nats: Callable[[float], float],
         spread: Callable[[float], float],
         rate: Callable[[float], float],
         positive: bool = True,
@@ -198,7 +209,7 @@ class Proximal:
             losses, norm, count = [], 0.0, before
             for indices in self.batches(item, self.step):
                 loss, gradient = m.gradient(volume, indices)
-                gradient = self.nats * gradient + stiffness * (volume - around)
+                gradient = self.nats(loss) * gradient + stiffness * (volume - around)
                 count += 1
                 one, two = first[item, 0], second[item, 0]
                 one.lerp_(gradient, 0.1)

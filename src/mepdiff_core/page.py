@@ -72,6 +72,7 @@ def metrics_table(rows: Sequence[Mapping[str, Any]], leading: Sequence[str]) -> 
 
 def text_table(rows: Sequence[Mapping[str, Any]], leading: Sequence[str]) -> str:
     """The same table for a terminal."""
+    leading = [name for name in leading if any(row.get(name) for row in rows)]
     shown = [name for name in COLUMNS if any(row.get(name) not in (None, "") for row in rows)]
     lines = [[*leading, *(COLUMNS[name][0] for name in shown)]]
     lines += [[*(str(row.get(n, "")) for n in leading), *(format_value(n, row.get(n)) for n in shown)] for row in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -64,8 +64,12 @@ def run_dps(
         return now.guidance_scale / math.sqrt(1 + math.exp(log_snr - now.guidance_log_snr))
 
     done = 0 if checkpoint is None else _steps(checkpoint)
-    guide = DPS(task.denoise, task.measurement, task.batches, weight, done + 1)
-    yield from task.follow(guide, None, checkpoint)
+    if checkpoint is None and config.warm_passes:
+        for state in task.warm_up(scan):
+            start = state.volume
+            yield state
+    guide = DPS(task.denoise, task.measurement, task.batches, weight, config.positivity, done + 1)
+    yield from task.follow(guide, start, checkpoint)
 
 
 def run_proximal(
@@ -82,7 +86,6 @@ def run_proximal(
     """
     task = _Task.prepare(scan, config, device)
     task.steering = steering or task.steering
-    fitted = float(scan.electrons_per_pattern) * len(task.fit)
     scale = task.prior.config.diffusion.data_scale
 
     def spread(sigma: float) -> float:
@@ -97,22 +100,11 @@ def run_proximal(
         first, second = (torch.as_tensor(np.array(checkpoint[n])).to(device) for n in ("exp_avg", "exp_avg_sq"))
         moments = first, second, int(checkpoint["updates"])
     elif config.warm_passes and start is None:
-        adam = replace(
-            ADAM_BEST,
-            iterations=config.warm_passes,
-            patience=None,
-            engine=config.engine,
-            model=config.model,
-            slices=config.slices,
-            slice_thickness_A=config.slice_thickness_A,
-            heldout_fraction=config.heldout_fraction,
-            seed=config.seed,
-        )
-        for state in run_adam(scan, adam, device):
+        for state in task.warm_up(scan):
             start = state.volume
-            yield task.warming(start, state.step, config.warm_passes, state.loss, state.heldout, state.seconds)
+            yield state
     guide = Proximal(
-        task.denoise, task.measurement, task.batches, fitted, spread, rate, config.positivity, done + 1, moments
+        task.denoise, task.measurement, task.batches, task.nats(scan), spread, rate, config.positivity, done + 1, moments
     )
     yield from task.follow(guide, start, checkpoint)
 
@@ -212,7 +204,7 @@ class _Task:
         total = self.before_steps + c.steps
         began = time.perf_counter()
         loop = dpmpp_2m_sde(guide, x, sigmas, noise, c.eta, done, earlier)
-        network, physics = self.network_s, self.measurement.seconds
+        network, physics = self._network_s(guide), self.measurement.seconds
         noisy = x
         self.steering.begin(self.before_steps + done + 1)
         for step, (x, denoised) in enumerate(loop, done + 1):
@@ -244,7 +236,7 @@ class _Task:
                 log_snr=-2 * math.log(sigmas[step - 1]),
                 noisy=np.asarray(self.model.crop(seen.cpu().numpy()), np.float32),
                 grad_norm=float(np.mean(guide.grad_norms)),
-                network_s=self.network_s - network,
+                network_s=self._network_s(guide) - network,
                 physics_s=self.measurement.seconds - physics,
                 network_calls=self.tiled.calls + self.before_calls,
                 note="; ".join(filter(None, [guide.note, self.note, self.steering.note])),
@@ -254,24 +246,55 @@ class _Task:
             )
             self.steering.begin(self.before_steps + step + 1)
             began, noisy = time.perf_counter(), x
-            network, physics = self.network_s, self.measurement.seconds
+            network, physics = self._network_s(guide), self.measurement.seconds
 
-    def warming(
-        self, volume: npt.NDArray[np.floating], step: int, passes: int, loss: float, heldout: float | None, seconds: float
-    ) -> SampleState:
-        """A state of the passes before the sampler's first step."""
-        self.before_s, self.before_steps = seconds, step
-        return SampleState(
-            step=step,
-            total=passes + self.config.steps,
-            volume=np.array(volume, np.float32),
-            volume_step=step,
-            loss=loss,
-            heldout=heldout,
-            seconds=seconds,
-            note=f"Adam, pass {step} of {passes}",
-            illuminated=self.model.crop(self.illuminated),
+    def _network_s(self, guide: DPS | Proximal) -> float:
+        """Seconds in the network so far, there and back."""
+        return self.network_s + (guide.way_back_s if isinstance(guide, DPS) else 0.0)
+
+    def warm_up(self, scan: Scan) -> Iterator[SampleState]:
+        """Passes of Adam as an expert runs it, before the sampler's first step."""
+        c = self.config
+        adam = replace(
+            ADAM_BEST,
+            iterations=c.warm_passes,
+            patience=None,
+            engine=c.engine,
+            model=c.model,
+            slices=c.slices,
+            slice_thickness_A=c.slice_thickness_A,
+            heldout_fraction=c.heldout_fraction,
+            seed=c.seed,
         )
+        for state in run_adam(scan, adam, self.model.device):
+            self.before_s, self.before_steps = state.seconds, state.step
+            yield SampleState(
+                step=state.step,
+                total=c.warm_passes + c.steps,
+                volume=np.array(state.volume, np.float32),
+                volume_step=state.step,
+                loss=state.loss,
+                heldout=state.heldout,
+                seconds=state.seconds,
+                note=f"Adam, pass {state.step} of {c.warm_passes}",
+                illuminated=self.model.crop(self.illuminated),
+            )
+
+    def nats(self, scan: Scan) -> Callable[[float], float]:
+        """Loss -> derivative by it of the negative log-likelihood of all patterns that are fitted.
+
+        Poisson's is the loss times the electrons. √D of D counts has a variance of 1/4, so the amplitudes' is 2 (√I - √D)²,
+        summed, and their loss is the root of that sum's mean over the mean of √D.
+        """
+        electrons, roots = 0.0, 0.0
+        for part in np.array_split(self.fit, -(-len(self.fit) // 32)):
+            counts = scan.patterns_at(part)
+            electrons += float(counts.sum(dtype=np.float64))
+            roots += float(np.sqrt(counts, dtype=np.float64).sum())
+        if self.config.likelihood == "poisson":
+            return lambda loss: electrons
+        pixels = len(self.fit) * scan.n_pixels**2
+        return lambda loss: 4 * roots**2 / pixels * loss
 
 
 def _steps(checkpoint: Checkpoint) -> int:

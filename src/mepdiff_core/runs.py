@@ -231,6 +231,7 @@ class Run:
         start: a TIFF volume to start from, or a result of PtyRAD (HDF5).
         probe: a probe file to use instead of the scan's own.
         positions: the refined.h5 of a run whose positions to use instead of the scan's own.
+        solved: for the method mepdiff, a crystal that the same solver has found in this scan (``remembered`` arrays).
         calibration: values of the scan's calibration to change, as for ``calibrate``.
         resume: go on where the run stopped, with the settings, start, probe and calibration it has on record. A finished
             run has nothing left to do: only its metrics and report are made again.
@@ -257,6 +258,7 @@ class Run:
         calibration: Mapping[str, Any] | None = None,
         resume: bool = False,
         positions: str | Path | None = None,
+        solved: str | Path | None = None,
     ) -> None:
         from mepdiff_core.calibration import calibrate, calibration_of
         from mepdiff_core.probe import with_positions, with_probe
@@ -290,6 +292,7 @@ class Run:
             self.config = recorded
             start, probe = _recorded_file(record, "start", start), _recorded_file(record, "probe", probe)
             positions = _recorded_file(record, "positions", positions)
+            solved = _recorded_file(record, "solved", solved)
             for name, field in _files_of(self.config).items():
                 file = _recorded_file(record, name, None)
                 if file is not None:  # from whatever folder this is run
@@ -310,6 +313,8 @@ class Run:
         self.scan = scan if probe is None else with_probe(scan, probe)
         thickness = self.config.slice_thickness_A
         self._start = None if start is None or self._checkpoint is not None else read_start(start, self.scan, thickness)
+        if solved is not None and self._checkpoint is None:
+            self._checkpoint = load_arrays(solved)
         named = {name: attrgetter(field)(self.config) for name, field in _files_of(self.config).items()}
         named = {name: path for name, path in named.items() if path is not None and path != EMBEDDED}
         for path in named.values():
@@ -333,6 +338,7 @@ class Run:
                     **{name: _file_record(path) for name, path in named.items()},
                     "probe": _file_record(probe),
                     **({"positions": _file_record(positions)} if positions is not None else {}),
+                    **({"solved": _file_record(solved)} if solved is not None else {}),
                     "device": str(self.device),
                     "voxel_size_A": list(voxel),
                     "origin_A": list(origin),

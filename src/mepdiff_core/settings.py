@@ -290,6 +290,8 @@ class SamplerConfig:
         likelihood: amplitude (PtyRAD's loss_single) or poisson.
         batch_size: patterns a mini-batch; null: all that are not held out.
         batches: mini-batches a step.
+        warm_passes: passes of Adam over all patterns that the first volume comes from, beneath the noise; 0: noise alone.
+        positivity: keep phases from falling below 0.
         tile_batch: tiles that the network takes at once.
         heldout_fraction: part of the patterns kept out of the guidance, drawn by the seed.
         slices: number of slices; null: the scan's thickness over slice_thickness_A.
@@ -310,6 +312,8 @@ class SamplerConfig:
     likelihood: LikelihoodName = "amplitude"
     batch_size: int | None = None
     batches: int = 1
+    warm_passes: int = 0
+    positivity: bool = False
     tile_batch: int = 8
     heldout_fraction: float = 0.05
     slices: int | None = None
@@ -327,6 +331,7 @@ class SamplerConfig:
         )
         check(self.rho > 0, f"rho is {self.rho:g}; expected more than 0")
         check(0 <= self.eta <= 1, f"eta is {self.eta:g}; expected 0 to 1")
+        check(self.warm_passes >= 0, f"warm_passes is {self.warm_passes}; expected 0 or more")
         check(self.first_sample >= 0, f"first_sample is {self.first_sample}; expected 0 or more")
         check(self.batch_size is None or self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
         _check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
@@ -354,10 +359,8 @@ class ProximalConfig(SamplerConfig):
     """From a few passes of Adam, data steps between denoising and renoising.
 
     Attributes:
-        warm_passes: passes of Adam over all patterns that the first volume comes from; 0: noise alone.
         learning_rate: of the data steps, rad, at most.
         openness: r of the data steps in units of what the prior's denoiser leaves open.
-        positivity: keep phases from falling below 0.
     """
 
     steps: int = 30
@@ -367,13 +370,12 @@ class ProximalConfig(SamplerConfig):
     batch_size: int | None = 32
     batches: int = 20
     warm_passes: int = 5
+    positivity: bool = True
     learning_rate: float = 4e-3
     openness: float = 3.0
-    positivity: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.warm_passes >= 0, f"warm_passes is {self.warm_passes}; expected 0 or more")
         for name in ("learning_rate", "openness"):
             check(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}; expected more than 0")
 
