@@ -120,7 +120,9 @@ def find_gain(patterns: npt.NDArray[np.generic]) -> float:
     mean = table.mean(0)
     table = table[:, mean > FAINT * mean.max()]
     check(table.size > 0 and table.sum(1).min() > 0, "some patterns are empty; the gain cannot be found, give it")
-    check(table.shape[1] >= n, f"only {table.shape[1]} pixels see the beam in {n} patterns; the gain cannot be found, give it")
+    check(
+        table.shape[1] >= n, f"only {table.shape[1]} pixels see the beam in {n} patterns; the gain cannot be found, give it"
+    )
     pixels = table.shape[1]
     rows = np.ones(n)
     for _ in range(SCALINGS):
