@@ -5,16 +5,9 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from mepdiff_core.calibration import Calibration
+from mepdiff_core.fit_settings import ProbeFitConfig
 from mepdiff_core.optics import ABERRATION_ORDERS, Optics
-from mepdiff_core.settings import (
-    AdamConfig,
-    Constraints,
-    CrystalConfig,
-    LBFGSConfig,
-    ModelConfig,
-    ProbeFitConfig,
-    RefineConfig,
-)
+from mepdiff_core.settings import AdamConfig, Constraints, CrystalConfig, LBFGSConfig, ModelConfig, RefineConfig
 
 ABERRATIONS = [(n, m) for n, m in ABERRATION_ORDERS if (n, m) not in ((1, 0), (3, 0))]
 

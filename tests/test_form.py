@@ -21,8 +21,9 @@ from qtpy.QtWidgets import QFormLayout, QLabel, QSpinBox, QWidget
 from mepdiff_core.calibration import Calibration
 from mepdiff_core.config import check, describe
 from mepdiff_core.errors import InputError
+from mepdiff_core.fit_settings import ProbeFitConfig
 from mepdiff_core.optics import ABERRATION_ORDERS, Optics
-from mepdiff_core.settings import ADAM_BEST, AdamConfig, Constraints, CrystalConfig, LBFGSConfig, ModelConfig, ProbeFitConfig
+from mepdiff_core.settings import ADAM_BEST, AdamConfig, Constraints, CrystalConfig, LBFGSConfig, ModelConfig
 from mepdiff_core.simulate import SimulationConfig
 from napari_mepdiff._form import (
     INVALID_STYLE,

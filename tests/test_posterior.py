@@ -14,17 +14,20 @@ import pytest
 import tifffile
 import torch
 
+from mepdiff_core.baselines import run_adam
 from mepdiff_core.batches import split_patterns
 from mepdiff_core.cli import main
 from mepdiff_core.config import read_yaml
 from mepdiff_core.diffusion import DiffusionConfig, denoiser
 from mepdiff_core.errors import InputError
-from mepdiff_core.likelihood import Amplitude, Poisson
+from mepdiff_core.forward import ForwardModel
+from mepdiff_core.likelihood import Amplitude, Poisson, make_likelihood
 from mepdiff_core.posterior import _Task, run_dps, run_proximal
+from mepdiff_core.probe import load_refined
 from mepdiff_core.runs import Run
 from mepdiff_core.sample import dpmpp_2m_sde, noise_of_seeds, polyexponential
 from mepdiff_core.scan import Scan
-from mepdiff_core.settings import DPSConfig, ProximalConfig, SamplerConfig
+from mepdiff_core.settings import ADAM_BEST, DPSConfig, MepdiffConfig, ProximalConfig, RefineConfig, SamplerConfig
 from mepdiff_core.states import SampleState
 from mepdiff_core.tiling import Tiled, Tiles
 from mepdiff_core.unet import UNet, UNetConfig
@@ -228,3 +231,49 @@ def test_on_the_command_line(small_file: Path, prior_path: Path, tmp_path: Path,
     assert main(["reconstruct", str(small_file), "--out", str(tmp_path / "no"), "--method", "dps", "--prior", "no.x"]) == 2
     assert capsys.readouterr().err.strip() == "mepdiff: no.x: no such file"
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(("run", "kind"), BOTH)
+def test_positions_are_found_before_the_sampler_begins(
+    run: Sampler, kind: type[SamplerConfig], small_scan: Scan, prior_path: Path
+) -> None:
+    """They are those of Adam's refinement, the sampler's misfit is that at them, and it resumes from anywhere."""
+    errors = np.random.default_rng(0).normal(0, 0.2, small_scan.positions_A.shape)
+    wrong = replace(small_scan, positions_A=small_scan.positions_A + errors, truth=None)
+    refine = RefineConfig(position_rate_A=0.05)
+    config = made(kind, prior_path, refine=refine, refine_passes=12, seed=3)
+    states = list(run(wrong, config))
+    assert [s.step for s in states] == list(range(1, 16))
+    assert {s.total for s in states} == {15}
+    assert states[11].note == "refining, pass 12 of 12"
+    adam = replace(ADAM_BEST, engine="fast", patience=None, iterations=12, refine=refine, seed=3)
+    *_, expected = run_adam(wrong, adam)
+    assert expected.refined is not None
+    for state in states[11:]:
+        assert state.refined is not None
+        np.testing.assert_array_equal(state.refined.positions_A, expected.refined.positions_A)
+    model = ForwardModel(wrong, 4, 1.6, positions_A=expected.refined.positions_A)
+    _, held = split_patterns(wrong.n_patterns, 0.05, 3)
+    misfit = model.loss(torch.as_tensor(np.array(states[-1].volume)), held, make_likelihood(config.likelihood))
+    assert states[-1].heldout == pytest.approx(misfit, rel=1e-6)
+    for done in (5, 12, 13):
+        again = last(run(wrong, config, checkpoint=states[done - 1].checkpoint))
+        np.testing.assert_array_equal(again.volume, states[-1].volume)
+
+
+def test_a_run_keeps_what_its_sampler_has_refined(small_file: Path, prior_path: Path, tmp_path: Path) -> None:
+    arguments = [
+        "reconstruct",
+        str(small_file),
+        "--method",
+        "proximal",
+        "--prior",
+        str(prior_path),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    arguments += ["--steps", "1", "--set", "batches=1", "--set", "refine.probe_rate=0.01", "--set", "refine_passes=2"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    assert load_refined(tmp_path / "run" / "refined.h5").probe.shape == (1, 64, 64)
+    with pytest.raises(InputError, match="take the method proximal, or refine by adam-best"):
+        MepdiffConfig(refine=RefineConfig(probe_rate=0.01))

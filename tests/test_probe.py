@@ -12,10 +12,10 @@ import torch
 from conftest import SMALL
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
+from mepdiff_core.fit_settings import ProbeFitConfig
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.probe import fit_probe, probe_overlap, save_probe, with_probe
 from mepdiff_core.scan import Scan
-from mepdiff_core.settings import ProbeFitConfig
 from mepdiff_core.simulate import simulate_scan
 from mepdiff_core.states import ProbeState
 

@@ -13,10 +13,11 @@ import yaml
 from mepdiff_core.cli import main
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
+from mepdiff_core.fit_settings import ThicknessConfig
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.optics import Optics
 from mepdiff_core.scan import Scan, save_scan
-from mepdiff_core.settings import ModelConfig, ThicknessConfig
+from mepdiff_core.settings import ModelConfig
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
 from mepdiff_core.thickness import fit_thickness
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mepdiff_core.figures import probe_figure
+from mepdiff_core.fit_settings import ProbeFitConfig
 from mepdiff_core.page import save_figure
 from mepdiff_core.probe import fit_probe, probe_overlap
-from mepdiff_core.settings import ProbeFitConfig
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
 
 

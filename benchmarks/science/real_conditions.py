@@ -21,13 +21,14 @@ import torch
 
 from mepdiff_core.baselines import run_adam
 from mepdiff_core.calibration import calibrate, calibration_of
+from mepdiff_core.fit_settings import ThicknessConfig
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.metrics import volume_metrics
 from mepdiff_core.optics import Optics
 from mepdiff_core.preparation import cut_truth, prepare
 from mepdiff_core.prepare_config import PrepareConfig
 from mepdiff_core.scan import Scan
-from mepdiff_core.settings import ADAM_BEST, AdamConfig, ModelConfig, RefineConfig, ThicknessConfig
+from mepdiff_core.settings import ADAM_BEST, AdamConfig, ModelConfig, RefineConfig
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
 from mepdiff_core.thickness import fit_thickness
 

@@ -27,7 +27,7 @@ _PUBLIC = {
     "State": "states",
     "CrystalState": "states",
     "reconstruct": "reconstruction",
-    "ProbeFitConfig": "settings",
+    "ProbeFitConfig": "fit_settings",
     "fit_probe": "probe",
     "evaluate": "evaluation",
     "TrainConfig": "train_config",
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mepdiff_core.calibration import Calibration, calibrate
     from mepdiff_core.errors import InputError
     from mepdiff_core.evaluation import evaluate
+    from mepdiff_core.fit_settings import ProbeFitConfig
     from mepdiff_core.jobs import Job
     from mepdiff_core.optics import Optics
     from mepdiff_core.preparation import prepare
@@ -51,15 +52,7 @@ if TYPE_CHECKING:
     from mepdiff_core.reconstruction import reconstruct
     from mepdiff_core.sample import SampleConfig, sample_prior
     from mepdiff_core.scan import Scan, load_scan, save_scan
-    from mepdiff_core.settings import (
-        AdamConfig,
-        Constraints,
-        CrystalConfig,
-        LBFGSConfig,
-        ModelConfig,
-        ProbeFitConfig,
-        RefineConfig,
-    )
+    from mepdiff_core.settings import AdamConfig, Constraints, CrystalConfig, LBFGSConfig, ModelConfig, RefineConfig
     from mepdiff_core.simulate import SimulationConfig, simulate_scan
     from mepdiff_core.states import CrystalState, State
     from mepdiff_core.train_config import TrainConfig

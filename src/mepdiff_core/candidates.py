@@ -121,7 +121,7 @@ def heldout_deviance(
     wide = np.pad(np.asarray(volume, np.float32), [(0, 0), *[(model.margin, model.margin)] * 2])
     electrons = scan.electrons_per_pattern
     predicted = model.predict(torch.as_tensor(wide).to(model.device), held).cpu().numpy() * electrons
-    return poisson_deviance(predicted, scan.patterns()[held].astype(np.float64), Poisson().background * electrons)
+    return poisson_deviance(predicted, scan.patterns_at(held).astype(np.float64), Poisson().background * electrons)
 
 
 def remembered(crystal: CrystalState) -> dict[str, npt.NDArray[np.generic]]:

@@ -95,7 +95,7 @@ class Comparison:
         indices = np.unique(np.linspace(0, scan.n_patterns - 1, POSITIONS + 2).round().astype(int)[1:-1])
         predicted = {name: self._predict(name, indices) for name in self.volumes}
         labels = [f"position {i // scan.shape[1]}, {i % scan.shape[1]}" for i in indices]
-        return patterns_figure(scan.patterns()[indices].astype(float), predicted, scan.k_step_invA, labels)
+        return patterns_figure(scan.patterns_at(indices).astype(float), predicted, scan.k_step_invA, labels)
 
     def losses(self) -> Figure:
         """Loss and held-out misfit of each run by step."""

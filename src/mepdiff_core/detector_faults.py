@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mepdiff_core.bright_disk import Disk
 from mepdiff_core.config import check
+from mepdiff_core.errors import InputError
 
 Image = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
-QUIET = 0.2
-"""Part of the frequencies along each side that the power of the noise is averaged over."""
+FEWEST_PATTERNS = 30
+"""Fewer do not tell the gain."""
+FAINT = 1e-2
+"""Of the brightest pixel's mean: in fainter pixels a background that is slightly off counts for too much."""
+SCALINGS = 100
+"""Of rows and columns, until each has the same noise (Sinkhorn and Knopp)."""
 MOST_BAD = 0.02
 """More bad pixels than this part of all are no faults of a detector but the patterns' own spots."""
 
@@ -93,35 +97,51 @@ def find_background(mean: Image) -> float:
     return float(np.median(mean[distance >= 0.9 * distance.max()]))
 
 
-def find_gain(patterns: npt.NDArray[np.generic], disk: Disk) -> float:
-    """Electrons per count, from the counting noise inside the bright disk.
+def find_gain(patterns: npt.NDArray[np.generic]) -> float:
+    """Electrons per count, from the counting noise.
 
-    Electrons come one by one: counts of g each electron have a variance of g times their mean. A pattern is smooth on the
-    scale of its pixels, so that somewhere in its Fourier transform this white noise is all there is: where the mean power of
-    all patterns is least. Detectors that spread an electron over several pixels seem to have less noise, and readout noise
-    adds some.
+    Electrons come one by one: counts of g each electron have a variance of g times their mean. Patterns of many positions
+    are sums of few, so that all but the strongest singular vectors of the table of positions and pixels hold this noise
+    alone; with rows and columns scaled so that each has the same noise, its eigenvalues follow the law of Marchenko and
+    Pastur, and their scale is the gain. Detectors that spread an electron over several pixels seem to have less noise, and
+    readout noise adds some.
 
     Args:
         patterns: (n, ky, kx) counts without background.
-        disk: the bright disk.
 
     Raises:
-        InputError: a disk too small to see noise in, or a single pattern.
-    """
-    check(len(patterns) >= 2, "a single pattern does not tell the gain")
-    check(disk.radius >= 6, f"the bright disk's radius is {disk.radius:.1f} px; finding the gain needs 6 at least")
-    from scipy.ndimage import uniform_filter
+        InputError: too few patterns, or nearly as many different ones as there are.
 
-    y, x = np.indices(patterns.shape[1:])
-    distance = np.hypot(y - disk.centre[0], x - disk.centre[1]) / (0.9 * disk.radius)
-    taper = np.where(distance < 1, np.cos(np.pi / 2 * np.minimum(distance, 1)) ** 2, 0.0)
-    box = [max(3, round(QUIET * size)) for size in patterns.shape[1:]]
-    powers, signal = [np.zeros(patterns.shape[1:]), np.zeros(patterns.shape[1:])], 0.0
-    for number, pattern in enumerate(patterns.astype(np.float64)):
-        powers[number % 2] += np.abs(np.fft.fft2(pattern * taper)) ** 2
-        signal += float(np.sum(pattern * taper**2)) * (number % 2)
-    # chosen by one half of the patterns, measured on the other: the least of many is less than what it is
-    choice, measured = (uniform_filter(each, box, mode="wrap") for each in powers)
-    power = float(measured.ravel()[int(np.argmin(choice))])
-    check(signal > 0 and power > 0, "the bright disk is empty; its gain cannot be found")
-    return signal / power
+    Source: Landa, Zhang & Kluger, SIAM J. Math. Data Sci. 4 (2022) 1420.
+    """
+    n = len(patterns)
+    check(n >= FEWEST_PATTERNS, f"the gain cannot be found from {n} patterns; it takes {FEWEST_PATTERNS}, or give it")
+    table = patterns.reshape(n, -1).astype(np.float64)
+    mean = table.mean(0)
+    table = table[:, mean > FAINT * mean.max()]
+    check(table.size > 0 and table.sum(1).min() > 0, "some patterns are empty; the gain cannot be found, give it")
+    check(
+        table.shape[1] >= n, f"only {table.shape[1]} pixels see the beam in {n} patterns; the gain cannot be found, give it"
+    )
+    pixels = table.shape[1]
+    rows = np.ones(n)
+    for _ in range(SCALINGS):
+        columns = n / (rows @ table)
+        rows = pixels / (table @ columns)
+    table = np.sqrt(rows)[:, None] * table * np.sqrt(columns)
+    values = np.linalg.eigvalsh(table @ table.T)[::-1] / pixels
+    for signals in range(n // 2):
+        left = (n - signals) / (pixels - signals)
+        scale = pixels / (pixels - signals)
+        noise = scale * float(np.median(values[signals:])) / _median_of_noise(left)
+        if scale * values[signals] <= noise * (1 + np.sqrt(left)) ** 2:
+            return 1 / noise
+    raise InputError("the patterns differ too much from each other to tell their noise; give electrons_per_count")
+
+
+def _median_of_noise(ratio: float) -> float:
+    """Median eigenvalue of white noise of variance 1, of so many rows a column (Marchenko and Pastur's law)."""
+    low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
+    x = low + (high - low) * (np.arange(4000) + 0.5) / 4000
+    density = np.cumsum(np.sqrt((high - x) * (x - low)) / x)
+    return float(np.interp(0.5, density / density[-1], x))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,8 +21,8 @@ from mepdiff_core.guidance import DPS, Measurement, Proximal
 from mepdiff_core.projection import illumination
 from mepdiff_core.sample import dpmpp_2m_sde, noise_of_seeds, polyexponential
 from mepdiff_core.scan import Scan, specimen_slices
-from mepdiff_core.settings import ADAM_BEST, Constraints, DPSConfig, ProximalConfig, SamplerConfig
-from mepdiff_core.states import Checkpoint, SampleState
+from mepdiff_core.settings import ADAM_BEST, AdamConfig, Constraints, DPSConfig, ProximalConfig, SamplerConfig
+from mepdiff_core.states import Checkpoint, Refined, SampleState, State
 from mepdiff_core.steering import Steering
 from mepdiff_core.tiling import Tiled, Tiles
 from mepdiff_core.weights import Prior, load_prior
@@ -63,9 +63,12 @@ def run_dps(
         now = task.steering.now(config)
         return now.guidance_scale / math.sqrt(1 + math.exp(log_snr - now.guidance_log_snr))
 
+    found = yield from task.refine(checkpoint)
+    checkpoint = _of_sampler(checkpoint)
     done = 0 if checkpoint is None else _steps(checkpoint)
     if checkpoint is None and config.warm_passes:
-        for state in task.warm_up(scan):
+        start = found
+        for state in task.warm_up() if start is None else ():
             start = state.volume
             yield state
     guide = DPS(task.denoise, task.measurement, task.batches, weight, config.positivity, done + 1)
@@ -94,13 +97,15 @@ def run_proximal(
     def rate(sigma: float) -> float:
         return min(task.steering.now(config).learning_rate, spread(sigma))
 
+    start = yield from task.refine(checkpoint, start)
+    checkpoint = _of_sampler(checkpoint)
     done, moments = 0, None
     if checkpoint is not None:
         done = _steps(checkpoint)
         first, second = (torch.as_tensor(np.array(checkpoint[n])).to(device) for n in ("exp_avg", "exp_avg_sq"))
         moments = first, second, int(checkpoint["updates"])
     elif config.warm_passes and start is None:
-        for state in task.warm_up(scan):
+        for state in task.warm_up():
             start = state.volume
             yield state
     guide = Proximal(
@@ -113,6 +118,7 @@ def run_proximal(
 class _Task:
     """What a sampler needs of a scan and a prior."""
 
+    scan: Scan
     config: SamplerConfig
     prior: Prior
     model: ForwardModel
@@ -126,6 +132,7 @@ class _Task:
     before_s: float = 0.0
     before_calls: int = 0
     before_steps: int = 0
+    refined: Refined | None = None
     steering: Steering = field(default_factory=Steering)
 
     @classmethod
@@ -138,15 +145,53 @@ class _Task:
             f"{config.prior} was trained on voxels of {_by(prior.config.voxel_size_A)} Å; this scan's are {_by(voxel)} Å; "
             "set slice_thickness_A, crop or pad the patterns to the same k_max, or train a prior of such voxels",
         )
-        slices = specimen_slices(scan, config.slices, config.slice_thickness_A)
-        model = ForwardModel(scan, slices, config.slice_thickness_A, config.model, device=device)
-        engine = make_engine(config.engine, model, config.likelihood, Constraints())
+        model, measurement = _measure(scan, config, prior, device)
         dose = np.pad(illumination(scan), model.margin)
         tiles = Tiles.lay(model.volume_shape, prior.config.shape, dose > ILLUMINATED)
         fit, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
-        measurement = Measurement(engine, model.volume_shape, prior.config.diffusion.data_scale)
         whole = Tiled(denoiser(prior.network), tiles, config.tile_batch)
-        return cls(config, prior, model, measurement, tiles, whole, fit, held, dose > ILLUMINATED)
+        return cls(scan, config, prior, model, measurement, tiles, whole, fit, held, dose > ILLUMINATED)
+
+    def adam(self, passes: int) -> AdamConfig:
+        """Of so many passes of an expert's Adam over the patterns that are not held out."""
+        c = self.config
+        return replace(
+            ADAM_BEST,
+            iterations=passes,
+            patience=None,
+            engine=c.engine,
+            model=c.model,
+            slices=c.slices,
+            slice_thickness_A=c.slice_thickness_A,
+            heldout_fraction=c.heldout_fraction,
+            seed=c.seed,
+        )
+
+    def refine(
+        self, checkpoint: Checkpoint | None, start: npt.NDArray[np.floating] | None = None
+    ) -> Generator[SampleState, None, npt.NDArray[np.floating] | None]:
+        """Positions and probe, found by Adam before the sampler's first step; returns what to start from then."""
+        if not self.config.refine.active:
+            return start
+        if checkpoint is not None and "x" in checkpoint:
+            self._use(checkpoint["refined.probe"], checkpoint["refined.positions_A"])
+            return None
+        passes = self.config.refine_passes
+        if checkpoint is not None and int(checkpoint["step"]) == passes:
+            self.before_s, self.before_steps = float(checkpoint["seconds"]), passes
+            self._use(checkpoint["best_probe"], checkpoint["best_positions_A"])
+            return np.array(checkpoint["best"], np.float32)
+        adam = replace(self.adam(passes), refine=self.config.refine)
+        for state in run_adam(self.scan, adam, self.model.device, start, checkpoint):
+            yield replace(self.warming(state, "refining"), checkpoint=state.checkpoint, refined=state.refined)
+        assert state.refined is not None
+        self._use(state.refined.probe, state.refined.positions_A)
+        return state.volume
+
+    def _use(self, probe: npt.NDArray[np.generic], positions_A: npt.NDArray[np.generic]) -> None:
+        pixel, energy = self.model.pixel_size_A, self.scan.optics.energy_eV
+        self.refined = Refined(np.array(probe, np.complex64), np.array(positions_A, np.float64), pixel, energy)
+        self.model, self.measurement = _measure(self.scan, self.config, self.prior, self.model.device, self.refined)
 
     def denoise(self, x: Tensor, added: Tensor) -> Tensor:
         """What the prior makes of the whole canvas."""
@@ -219,6 +264,8 @@ class _Task:
                 "x": x.cpu().numpy(),
                 "denoised": denoised.detach().cpu().numpy(),
             }
+            if self.refined is not None:
+                arrays |= {"refined.probe": self.refined.probe, "refined.positions_A": self.refined.positions_A}
             if isinstance(guide, Proximal) and guide.moments is not None:
                 first, second, updates = guide.moments
                 arrays |= {"exp_avg": first.cpu().numpy(), "exp_avg_sq": second.cpu().numpy(), "updates": np.array(updates)}
@@ -242,6 +289,7 @@ class _Task:
                 note="; ".join(filter(None, [guide.note, self.note, self.steering.note])),
                 illuminated=self.model.crop(self.illuminated),
                 samples=np.ascontiguousarray(samples) if c.samples > 1 else None,
+                refined=self.refined,
                 checkpoint={name: np.array(value) for name, value in {**arrays, "seconds": spent}.items()},
             )
             self.steering.begin(self.before_steps + step + 1)
@@ -252,33 +300,25 @@ class _Task:
         """Seconds in the network so far, there and back."""
         return self.network_s + (guide.way_back_s if isinstance(guide, DPS) else 0.0)
 
-    def warm_up(self, scan: Scan) -> Iterator[SampleState]:
+    def warm_up(self) -> Iterator[SampleState]:
         """Passes of Adam as an expert runs it, before the sampler's first step."""
-        c = self.config
-        adam = replace(
-            ADAM_BEST,
-            iterations=c.warm_passes,
-            patience=None,
-            engine=c.engine,
-            model=c.model,
-            slices=c.slices,
-            slice_thickness_A=c.slice_thickness_A,
-            heldout_fraction=c.heldout_fraction,
-            seed=c.seed,
+        for state in run_adam(self.scan, self.adam(self.config.warm_passes), self.model.device):
+            yield self.warming(state, "Adam")
+
+    def warming(self, state: State, what: str) -> SampleState:
+        """A state of the passes before the sampler's first step."""
+        self.before_s, self.before_steps = state.seconds, state.step
+        return SampleState(
+            step=state.step,
+            total=state.total + self.config.steps,
+            volume=np.array(state.volume, np.float32),
+            volume_step=state.volume_step,
+            loss=state.loss,
+            heldout=state.heldout,
+            seconds=state.seconds,
+            note=f"{what}, pass {state.step} of {state.total}",
+            illuminated=self.model.crop(self.illuminated),
         )
-        for state in run_adam(scan, adam, self.model.device):
-            self.before_s, self.before_steps = state.seconds, state.step
-            yield SampleState(
-                step=state.step,
-                total=c.warm_passes + c.steps,
-                volume=np.array(state.volume, np.float32),
-                volume_step=state.step,
-                loss=state.loss,
-                heldout=state.heldout,
-                seconds=state.seconds,
-                note=f"Adam, pass {state.step} of {c.warm_passes}",
-                illuminated=self.model.crop(self.illuminated),
-            )
 
     def nats(self, scan: Scan) -> Callable[[float], float]:
         """Loss -> derivative by it of the negative log-likelihood of all patterns that are fitted.
@@ -295,6 +335,22 @@ class _Task:
             return lambda loss: electrons
         pixels = len(self.fit) * scan.n_pixels**2
         return lambda loss: 4 * roots**2 / pixels * loss
+
+
+def _measure(
+    scan: Scan, config: SamplerConfig, prior: Prior, device: torch.device | str, refined: Refined | None = None
+) -> tuple[ForwardModel, Measurement]:
+    """The model of a scan, with what was refined put in, and the misfit by it."""
+    slices = specimen_slices(scan, config.slices, config.slice_thickness_A)
+    probe, positions = (None, None) if refined is None else (np.array(refined.probe), refined.positions_A)
+    model = ForwardModel(scan, slices, config.slice_thickness_A, config.model, probe, device, positions_A=positions)
+    engine = make_engine(config.engine, model, config.likelihood, Constraints())
+    return model, Measurement(engine, model.volume_shape, prior.config.diffusion.data_scale)
+
+
+def _of_sampler(checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """A checkpoint of the sampler's own steps; None for one of the passes before them."""
+    return checkpoint if checkpoint is not None and "x" in checkpoint else None
 
 
 def _steps(checkpoint: Checkpoint) -> int:

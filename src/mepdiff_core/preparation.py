@@ -153,14 +153,14 @@ class _Preparation:
         if config.background is None:
             self.found.background = find_background(mean)
         if config.electrons_per_count is None:
-            self.found.gain = self._find_gain(mean - self.found.background)
+            self.found.gain = self._find_gain()
 
-    def _find_gain(self, mean: npt.NDArray[np.float64]) -> float:
+    def _find_gain(self) -> float:
         n = self.scan.n_patterns
         chosen = np.unique(np.linspace(0, n - 1, min(n, GAIN_PATTERNS)).round().astype(int))
         columns = self.scan.shape[1]
         patterns = np.stack([self.scan.counts[i // columns, i % columns] for i in chosen.tolist()])
-        return find_gain(np.asarray(fill_pixels(patterns, self._bad), np.float32) - self.found.background, find_disk(mean))
+        return find_gain(np.where(self._bad, 0, patterns.astype(np.float32) - np.float32(self.found.background)))
 
     def _clean(self, row: int) -> Patterns:
         """(scan_x, ky, kx) of a scan row: a perfect detector's, mirrored and cut out."""

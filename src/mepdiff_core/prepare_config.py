@@ -16,7 +16,7 @@ class PrepareConfig:
         scan_crop: first row, row after the last, first column, column after the last of the positions to keep; null: all.
         fill_bad_pixels: find dead and hot pixels, and fill them from their neighbours.
         background: counts a pixel to take away; null: what the detector's corners see.
-        electrons_per_count: gain of the detector; null: found from the counting noise in the bright disk.
+        electrons_per_count: gain of the detector; null: found from the counting noise.
         noise_floor: pixels with fewer electrons than this are set to 0, after background and gain.
         flip_ky: turn the patterns upside down.
         flip_kx: turn them left to right, after that.

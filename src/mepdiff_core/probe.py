@@ -21,11 +21,12 @@ from mepdiff_core.batches import make_batches
 from mepdiff_core.config import check
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import atomic_path
+from mepdiff_core.fit_settings import ProbeFitConfig
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import make_likelihood
 from mepdiff_core.refinement import ProbeSpectrum
 from mepdiff_core.scan import Scan, specimen_slices
-from mepdiff_core.settings import ModelConfig, ProbeFitConfig
+from mepdiff_core.settings import ModelConfig
 from mepdiff_core.states import Checkpoint, ProbeState, Refined
 
 

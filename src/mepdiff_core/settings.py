@@ -98,7 +98,8 @@ class RefineConfig:
         return self.position_rate_A > 0 or self.probe_rate > 0
 
 
-def _check_common(heldout: float, slices: int | None, thickness: float, seed: int) -> None:
+def check_common(heldout: float, slices: int | None, thickness: float, seed: int) -> None:
+    """Raise ``InputError`` for what no loop can have."""
     check(0 <= heldout <= 0.5, f"heldout_fraction is {heldout:g}; expected 0 to 0.5")
     check(slices is None or 1 <= slices <= 1000, f"slices is {slices}; expected 1 to 1000")
     check(thickness > 0, f"slice_thickness_A is {thickness:g}; expected more than 0")
@@ -152,7 +153,7 @@ class AdamConfig:
             "patience needs held-out patterns; set heldout_fraction, to 0.05 for instance, or patience to null",
         )
         check(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
-        _check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+        check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
 
 
 ADAM_BEST = AdamConfig(
@@ -200,7 +201,7 @@ class LBFGSConfig:
         for name in ("iterations", "batches_per_iteration", "inner_iterations"):
             check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
         check(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
-        _check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+        check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ class CrystalConfig:
             check(not known, f"start says what {name} is; leave one of the two out")
         if self.composition is not None:
             parse_composition(self.composition)
-        _check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+        check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
 
 
 def parse_composition(formula: str) -> dict[int, int]:
@@ -297,7 +298,9 @@ class SamplerConfig:
         slices: number of slices; null: the scan's thickness over slice_thickness_A.
         slice_thickness_A: Å, that of the prior's voxels.
         engine: ptyrad (its own model and loss) or fast (ours, equal to 1e-5).
-        model: window and sampling of the fast engine's model.
+        model: window and sampling of the fast engine's model; probe modes and tilt of both.
+        refine: positions and probe, found by Adam before the sampler's first step.
+        refine_passes: over the patterns, for that.
         seed: of noise, mini-batches and held-out patterns.
     """
 
@@ -320,10 +323,13 @@ class SamplerConfig:
     slice_thickness_A: float = 1.6
     engine: EngineName = "fast"
     model: ModelConfig = field(default_factory=ModelConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    refine_passes: int = 80
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "samples", "batches", "tile_batch"):
+        check(not self.refine.active or self.engine == "fast", "refine needs engine fast; set engine=fast")
+        for name in ("steps", "samples", "batches", "tile_batch", "refine_passes"):
             check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
         check(
             0 < self.sigma_min < self.sigma_max,
@@ -334,7 +340,7 @@ class SamplerConfig:
         check(self.warm_passes >= 0, f"warm_passes is {self.warm_passes}; expected 0 or more")
         check(self.first_sample >= 0, f"first_sample is {self.first_sample}; expected 0 or more")
         check(self.batch_size is None or self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
-        _check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
+        check_common(self.heldout_fraction, self.slices, self.slice_thickness_A, self.seed)
 
 
 @dataclass(frozen=True)
@@ -398,6 +404,11 @@ class MepdiffConfig(ProximalConfig):
             self.heldout_fraction > 0,
             "heldout_fraction is 0, but held-out patterns decide between two answers; set it to 0.05",
         )
+        check(
+            not self.refine.active,
+            "the crystal solver refines neither positions nor probe; take the method proximal, or refine by adam-best and "
+            "give its refined.h5 as positions and probe",
+        )
 
     @property
     def solver(self) -> CrystalConfig:
@@ -409,88 +420,3 @@ class MepdiffConfig(ProximalConfig):
             heldout_fraction=self.heldout_fraction,
             seed=self.seed,
         )
-
-
-@dataclass(frozen=True)
-class ProbeFitConfig:
-    """How to fit a probe.
-
-    Attributes:
-        iterations: passes over all patterns of all scans.
-        batch_size: patterns a mini-batch.
-        learning_rate: Adam's for the volumes, rad.
-        probe_learning_rate: Adam's for the probe's spectrum, in units of its mean amplitude inside the aperture; it falls
-            to a tenth along the fit.
-        support: the spectrum is free within this many radii of the aperture and zero outside.
-        likelihood: amplitude or poisson.
-        positivity: keep the volumes' phase positive.
-        slices, slice_thickness_A, seed: as for the reconstructions.
-    """
-
-    iterations: int = 20
-    batch_size: int = 32
-    learning_rate: float = 5e-3
-    probe_learning_rate: float = 0.1
-    support: float = 1.25
-    likelihood: LikelihoodName = "poisson"
-    positivity: bool = True
-    slices: int | None = None
-    slice_thickness_A: float = 1.6
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check(self.iterations >= 1, f"iterations is {self.iterations}; expected at least 1")
-        check(self.batch_size >= 1, f"batch_size is {self.batch_size}; expected at least 1")
-        check(self.learning_rate > 0, f"learning_rate is {self.learning_rate:g}; expected more than 0")
-        check(self.probe_learning_rate > 0, f"probe_learning_rate is {self.probe_learning_rate:g}; expected more than 0")
-        check(self.support >= 1, f"support is {self.support:g}; expected at least 1")
-        check(self.seed >= 0, f"seed is {self.seed}; expected 0 or more")
-
-
-@dataclass(frozen=True)
-class ThicknessConfig:
-    """How to find a specimen's thickness, and its tilt, by patterns that are not fitted.
-
-    Attributes:
-        lowest_A, highest_A: thicknesses to try, Å.
-        candidates: how many, evenly from the one to the other.
-        slice_thickness_A: Å, about; each thickness is cut into a whole number of slices.
-        even: one phase for all depths: columns along the beam, as in a crystal on a zone axis. Far sharper than a volume
-            that is free along the beam, and needed to find a tilt.
-        tilt: find the tilt too.
-        tilt_rate_mrad: Adam's for the tilt, mrad a mini-batch; it falls to a tenth along the fit.
-        iterations: passes over the patterns for each thickness.
-        batch_size: patterns a mini-batch.
-        learning_rate: Adam's, rad; it falls to a tenth along the fit.
-        heldout_fraction: part of the patterns kept out of the fit, drawn by the seed.
-        model: window and sampling of the model, probe modes, and the tilt to begin with.
-        seed: of mini-batches and held-out patterns.
-    """
-
-    lowest_A: float = 5.0
-    highest_A: float = 40.0
-    candidates: int = 8
-    slice_thickness_A: float = 1.6
-    even: bool = True
-    tilt: bool = False
-    tilt_rate_mrad: float = 0.5
-    iterations: int = 15
-    batch_size: int = 16
-    learning_rate: float = 0.05
-    heldout_fraction: float = 0.1
-    model: ModelConfig = field(default_factory=ModelConfig)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check(
-            0 < self.lowest_A <= self.highest_A <= 5000,
-            f"lowest_A is {self.lowest_A:g} and highest_A {self.highest_A:g}; expected the first above 0 and not above the "
-            "second, of at most 5000",
-        )
-        for name in ("candidates", "iterations", "batch_size"):
-            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("learning_rate", "tilt_rate_mrad"):
-            check(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}; expected more than 0")
-        check(self.heldout_fraction > 0, "heldout_fraction is 0; thicknesses are judged by patterns held out")
-        check(self.even or not self.tilt, "a volume free along the beam leans by itself; set even=true to find a tilt")
-        _check_common(self.heldout_fraction, None, self.slice_thickness_A, self.seed)

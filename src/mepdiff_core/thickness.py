@@ -11,11 +11,11 @@ import torch
 
 from mepdiff_core.batches import Indices, make_batches, split_patterns
 from mepdiff_core.errors import Diverged
+from mepdiff_core.fit_settings import ThicknessConfig
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import Poisson
 from mepdiff_core.multislice import Wanted
 from mepdiff_core.scan import Scan
-from mepdiff_core.settings import ThicknessConfig
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from mepdiff_core.calibration import Calibration, calibrate, calibration_of
 from mepdiff_core.config import check, dump_yaml, from_dict, merge, read_yaml, to_dict
 from mepdiff_core.errors import InputError
 from mepdiff_core.files import write_text
+from mepdiff_core.fit_settings import ProbeFitConfig
 from mepdiff_core.jobs import Job
 from mepdiff_core.optics import ABERRATION_ORDERS
-from mepdiff_core.settings import ProbeFitConfig
 from mepdiff_core.states import ProbeState
 from mepdiff_core.virtual import mean_pattern
 from napari_mepdiff._dialogs import YAML, ask_open, ask_save

@@ -43,12 +43,12 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.config import check, from_dict, to_dict
     from mepdiff_core.figures import probe_figure
     from mepdiff_core.files import check_writable
+    from mepdiff_core.fit_settings import ProbeFitConfig
     from mepdiff_core.page import save_figure
     from mepdiff_core.probe import fit_probe, probe_overlap, save_probe
     from mepdiff_core.reconstruction import choose_device
     from mepdiff_core.runs import sha256
     from mepdiff_core.scan import load_scan
-    from mepdiff_core.settings import ProbeFitConfig
 
     settings = read_settings(arguments)
     if arguments.steps is not None:

@@ -42,11 +42,11 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.config import check, from_dict
     from mepdiff_core.figures import thickness_figure
     from mepdiff_core.files import check_writable
+    from mepdiff_core.fit_settings import ThicknessConfig
     from mepdiff_core.page import save_figure
     from mepdiff_core.probe import with_probe
     from mepdiff_core.reconstruction import choose_device
     from mepdiff_core.scan import load_scan
-    from mepdiff_core.settings import ThicknessConfig
     from mepdiff_core.thickness import fit_thickness
 
     settings = read_settings(arguments)

@@ -30,10 +30,10 @@ def show_settings(arguments: argparse.Namespace) -> None:
     from mepdiff_core.calibration import Calibration
     from mepdiff_core.dataset import BuildConfig
     from mepdiff_core.file_calibration import FileCalibration
+    from mepdiff_core.fit_settings import ProbeFitConfig, ThicknessConfig
     from mepdiff_core.prepare_config import PrepareConfig
     from mepdiff_core.reconstruction import METHODS
     from mepdiff_core.sample import SampleConfig
-    from mepdiff_core.settings import ProbeFitConfig, ThicknessConfig
     from mepdiff_core.simulate import SimulationConfig
     from mepdiff_core.train_config import TrainConfig
 
