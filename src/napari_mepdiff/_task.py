@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from napari.utils.notifications import show_info
 from qtpy.QtCore import QObject, Signal
 
@@ -28,6 +29,8 @@ VIEW_ANGLES = (0.0, 6.0, 14.0)
 """A little off the beam: columns of atoms are short rods, and the lattice is still seen."""
 LINK = "#3d9ad1"
 """A blue that is read on the dark theme and on the light one."""
+MOST_ROWS = 2000
+"""More would be no more than pixels of a curve, and a job of days would hold up the window to draw them."""
 
 
 class Row(NamedTuple):
@@ -52,6 +55,13 @@ def record(state: State) -> Row:
     return row
 
 
+def evenly_spaced(rows: list[Row], count: int) -> list[Row]:
+    """So many rows at most, as evenly spaced in steps as there are any; the first and the last stay."""
+    steps = np.array([row.step for row in rows])
+    wanted = np.linspace(steps[0], steps[-1], count)
+    return [rows[i] for i in np.unique(np.searchsorted(steps, wanted))]
+
+
 class Task(QObject):
     """One reconstruction, from waiting to its end.
 
@@ -64,7 +74,7 @@ class Task(QObject):
     Attributes:
         advanced: signal; there are new rows, and perhaps a new state.
         ended: signal; it is over.
-        rows: of all states so far.
+        rows: of the states so far; evenly spaced ones, the first and the last among them, where there are many.
         run: the run, once it has started; last: its newest state.
         archive: its states, to look back at; ensemble: its samples, judged, where it drew several and has finished.
         text: what became of it, in words; "" while it waits or runs.
@@ -191,6 +201,8 @@ class Task(QObject):
 
     def _have_records(self, rows: list[Row]) -> None:
         self.rows += rows
+        if len(self.rows) > MOST_ROWS:
+            self.rows = evenly_spaced(self.rows, MOST_ROWS // 2)
 
     def _have_state(self, state: State) -> None:
         self.last = state
