@@ -1,9 +1,9 @@
 """Does a job of an hour grow in memory, or hold up the window more and more?
 
-Two jobs run side by side in the window's Reconstruct dock, run folders and all: PtyRAD's Adam on the sample scan, pass after
-pass, and a synthetic sampler that streams some 20 states a second, each with its noisy state. After a first minute, every few
-minutes are printed: the states so far, the memory of the process, and the gaps between the beats of a timer of 5 ms in the
-main thread since the line before.
+Two jobs run side by side in the window's Reconstruct dock, run folders and all: PtyRAD's Adam on the sample scan, pass
+after pass, and a synthetic sampler that streams some 20 states a second, each with its noisy state. After a first minute,
+every few minutes are printed: the states so far, the memory of the process, and the gaps between the beats of a timer of
+5 ms in the main thread since the line before.
 
     xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/long_job.py --minutes 60
 """
