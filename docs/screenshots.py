@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mepdiff_core
+
 if TYPE_CHECKING:
     from mepdiff_core.scan import Scan
 
@@ -57,8 +59,20 @@ def write_hspy(path: Path, scan: Scan) -> Path:
     return path
 
 
+def write_scan(path: Path) -> Path:
+    """The scan that ``mepdiff demo`` makes: of 24 x 24 patterns, enough for the crystal solver to find the atoms."""
+    from mepdiff_core.scan import save_scan
+    from mepdiff_core.simulate import SimulationConfig, simulate_scan
+    from mepdiff_core.structure_files import read_crystal
+
+    crystal = read_crystal(Path(mepdiff_core.__file__).parent / "data" / "SrTiO3.cif")
+    save_scan(simulate_scan(crystal, SimulationConfig(scan_shape=(24, 24))), path)
+    return path
+
+
 def take(folder: Path) -> None:
     import napari
+    from napari._qt.dialogs.qt_notification import NapariQtNotification
     from qtpy.QtCore import QEventLoop, Qt, QTimer
     from qtpy.QtWidgets import QMainWindow, QScrollArea
 
@@ -76,6 +90,8 @@ def take(folder: Path) -> None:
         loop.exec()
 
     def shoot(name: str) -> None:
+        for each in window.findChildren(NapariQtNotification):
+            each.close()
         spin(0.5)
         for dock in (load, optics, reconstruct, results):
             if hasattr(dock, "folder"):
@@ -130,22 +146,15 @@ def take(folder: Path) -> None:
     shoot("window-running")
     spin(300, lambda: reconstruct.job is None)
 
-    reconstruct.method.setCurrentText("crystal")
-    reconstruct.run_button.click()
-    spin(400, lambda: reconstruct.job is None)
-    reconstruct.playback.movie_of_slices(IMAGES / "crystal-forming.gif")
-    spin(60, lambda: not reconstruct.playback.filming)
-
-    reconstruct.method.setCurrentText("dps")
-    for name, value in (("steps", 40), ("samples", 2)):
-        reconstruct.form.fields[name].set_value(value)
+    reconstruct.method.setCurrentText("proximal")
+    reconstruct.form.fields["samples"].set_value(2)
     reconstruct.form._edited()
     reconstruct.run_button.click()
     sampler = reconstruct.task
-    spin(60, lambda: sampler.run is not None and len(sampler.rows) >= 2)
-    reconstruct.steer.fields["guidance_scale"].setText("8000")
-    reconstruct.steer.fields["guidance_scale"].returnPressed.emit()
-    spin(120, lambda: len(sampler.rows) >= 26)
+    spin(60, lambda: sampler.run is not None and len(sampler.rows) >= 8)
+    reconstruct.steer.fields["openness"].setText("2")
+    reconstruct.steer.fields["openness"].returnPressed.emit()
+    spin(120, lambda: len(sampler.rows) >= 16)
     scroll(reconstruct, 0.45)
     shoot("window-sampler")
 
@@ -155,8 +164,7 @@ def take(folder: Path) -> None:
     reconstruct.form._edited()
     reconstruct.run_button.click()
     spin(60, lambda: len(reconstruct.task.rows) >= 12)
-    for task in reconstruct.queue.tasks[:2]:
-        viewer.layers.remove(task.volume.layer)
+    viewer.layers.remove(reconstruct.queue.tasks[0].volume.layer)
     reconstruct.queue_view.beside.click()
     viewer.scene.camera.angles = (0.0, 6.0, 14.0)
     scroll(reconstruct, 0.0)
@@ -170,7 +178,7 @@ def take(folder: Path) -> None:
     shoot("window-sampler-finished")
 
     results.parent().raise_()
-    results.choose([task.out for task in reconstruct.queue.tasks[:3]])
+    results.choose([task.out for task in reconstruct.queue.tasks[:2]])
     spin(20, lambda: not results._looker._timer.isActive())
     results.side_by_side()
     spin(20, lambda: not results._worker._timer.isActive())
@@ -187,6 +195,17 @@ def take(folder: Path) -> None:
     viewer.theme = "light"
     shoot("window-finished-light")
     viewer.theme = "dark"
+
+    load.open(write_scan(folder / "demo.h5"))
+    spin(60, lambda: load.session.path == folder / "demo.h5")
+    load.confirm.click()
+    reconstruct.method.setCurrentText("crystal")
+    reconstruct.form.fields["samples"].set_value(0)
+    reconstruct.form._edited()
+    reconstruct.run_button.click()
+    spin(600, lambda: reconstruct.job is None)
+    reconstruct.playback.movie_of_slices(IMAGES / "crystal-forming.gif")
+    spin(60, lambda: not reconstruct.playback.filming)
 
     viewer.layers.clear()
     crystals = SamplePrior(viewer)

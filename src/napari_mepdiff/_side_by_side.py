@@ -46,7 +46,7 @@ class RunLayers:
         return self._layer("truth", name, name, placed)
 
     def difference(self, name: str, placed: PlacedVolume) -> Any:
-        """One volume less another: violet below, green above."""
+        """One volume less another: pink below, green above."""
         layer = self._layer("difference", name, name, placed)
         high = float(np.percentile(np.abs(placed.phase), 99.9)) or 1e-3
         layer.colormap, layer.contrast_limits = "PiYG", (-high, high)
