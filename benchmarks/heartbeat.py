@@ -108,7 +108,7 @@ def measure(folder: str, pairs: int, states: int) -> None:
 
     def pace(rows: list[Any]) -> float:
         """Seconds for all states, from the second one to the last: without start and report."""
-        return (rows[-1][4] - rows[1][4]) / (len(rows) - 2) * states
+        return (rows[-1].seconds - rows[1].seconds) / (rows[-1].step - rows[1].step) * states
 
     def spin(until: Any) -> None:
         """Qt's own event loop, as in a running window."""

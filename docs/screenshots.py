@@ -1,16 +1,17 @@
-"""The screenshots of docs/plugin.md: a session on the sample scan, with pictures on the way.
+"""The screenshots and the movie of docs/plugin.md: a session on the sample scan, with pictures on the way.
 
-QT_QPA_PLATFORM=xcb xvfb-run -a -s "-screen 0 1600x1000x24" python docs/screenshots.py PRIOR.safetensors
+QT_QPA_PLATFORM=xcb xvfb-run -a -s "-screen 0 1600x1000x24" python docs/screenshots.py
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import mepdiff_core
 
 if TYPE_CHECKING:
     from mepdiff_core.scan import Scan
@@ -21,10 +22,9 @@ DOCK_WIDTH = 350
 
 
 def main() -> None:
-    prior = Path(sys.argv[1]).resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NAPARI_CONFIG"] = f"{folder}/settings.yaml"
-        take(Path(folder), prior)
+        take(Path(folder))
 
 
 def write_hspy(path: Path, scan: Scan) -> Path:
@@ -59,13 +59,27 @@ def write_hspy(path: Path, scan: Scan) -> Path:
     return path
 
 
-def take(folder: Path, prior: Path) -> None:
+def write_scan(path: Path) -> Path:
+    """The scan that ``mepdiff demo`` makes: of 24 x 24 patterns, enough for the crystal solver to find the atoms."""
+    from mepdiff_core.scan import save_scan
+    from mepdiff_core.simulate import SimulationConfig, simulate_scan
+    from mepdiff_core.structure_files import read_crystal
+
+    crystal = read_crystal(Path(mepdiff_core.__file__).parent / "data" / "SrTiO3.cif")
+    save_scan(simulate_scan(crystal, SimulationConfig(scan_shape=(24, 24))), path)
+    return path
+
+
+def take(folder: Path) -> None:
     import napari
+    from napari._qt.dialogs.qt_notification import NapariQtNotification
     from qtpy.QtCore import QEventLoop, Qt, QTimer
     from qtpy.QtWidgets import QMainWindow, QScrollArea
 
     from napari_mepdiff._all_steps import open_all_steps
     from napari_mepdiff._preferences import preferences
+    from napari_mepdiff._reconstruct import breakable
+    from napari_mepdiff._sample_prior import SamplePrior
 
     def spin(seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         loop, look, end = QEventLoop(), QTimer(), QTimer()
@@ -76,6 +90,8 @@ def take(folder: Path, prior: Path) -> None:
         loop.exec()
 
     def shoot(name: str) -> None:
+        for each in window.findChildren(NapariQtNotification):
+            each.close()
         spin(0.5)
         for dock in (load, optics, reconstruct, results):
             if hasattr(dock, "folder"):
@@ -130,29 +146,39 @@ def take(folder: Path, prior: Path) -> None:
     shoot("window-running")
     spin(300, lambda: reconstruct.job is None)
 
-    reconstruct.prior.choose(prior)
-    reconstruct.method.setCurrentText("dps")
-    for name, value in (("steps", 40), ("samples", 2)):
-        reconstruct.form.fields[name].set_value(value)
+    reconstruct.method.setCurrentText("proximal")
+    reconstruct.form.fields["samples"].set_value(2)
     reconstruct.form._edited()
     reconstruct.run_button.click()
-    spin(60, lambda: reconstruct.task.run is not None and len(reconstruct._rows) >= 2)
-    reconstruct.steer.fields["guidance_scale"].setText("8000")
-    reconstruct.steer.fields["guidance_scale"].returnPressed.emit()
-    spin(120, lambda: len(reconstruct._rows) >= 28)
-    for layer in viewer.layers:
-        layer.visible = "adam-best" not in layer.name
-    viewer.reset_view()
-    viewer.scene.camera.angles = (0.0, 6.0, 14.0)
-    scroll(reconstruct, 0.3)
+    sampler = reconstruct.task
+    spin(60, lambda: sampler.run is not None and len(sampler.rows) >= 8)
+    reconstruct.steer.fields["openness"].setText("2")
+    reconstruct.steer.fields["openness"].returnPressed.emit()
+    spin(120, lambda: len(sampler.rows) >= 16)
+    scroll(reconstruct, 0.45)
     shoot("window-sampler")
-    spin(240, lambda: reconstruct.job is None)
+
+    reconstruct.queue_view.at_once.setValue(2)
+    reconstruct.method.setCurrentText("adam-best")
+    reconstruct.form.fields["patience"].set_value(None)
+    reconstruct.form._edited()
+    reconstruct.run_button.click()
+    spin(60, lambda: len(reconstruct.task.rows) >= 12)
+    viewer.layers.remove(reconstruct.queue.tasks[0].volume.layer)
+    reconstruct.queue_view.beside.click()
+    viewer.scene.camera.angles = (0.0, 6.0, 14.0)
+    scroll(reconstruct, 0.0)
+    shoot("window-queue")
+    reconstruct.stop_button.click()
+    reconstruct.queue_view.beside.click()
+    reconstruct.show_task(sampler)
+    spin(240, lambda: not reconstruct.queue.jobs)
     flat(3)
     scroll(reconstruct, 0.0)
     shoot("window-sampler-finished")
 
     results.parent().raise_()
-    results.choose([*results.runs])
+    results.choose([task.out for task in reconstruct.queue.tasks[:2]])
     spin(20, lambda: not results._looker._timer.isActive())
     results.side_by_side()
     spin(20, lambda: not results._worker._timer.isActive())
@@ -168,6 +194,31 @@ def take(folder: Path, prior: Path) -> None:
     results.side_by_side()
     viewer.theme = "light"
     shoot("window-finished-light")
+    viewer.theme = "dark"
+
+    load.open(write_scan(folder / "demo.h5"))
+    spin(60, lambda: load.session.path == folder / "demo.h5")
+    load.confirm.click()
+    reconstruct.method.setCurrentText("crystal")
+    reconstruct.form.fields["samples"].set_value(0)
+    reconstruct.form._edited()
+    reconstruct.run_button.click()
+    spin(600, lambda: reconstruct.job is None)
+    reconstruct.playback.movie_of_slices(IMAGES / "crystal-forming.gif")
+    spin(60, lambda: not reconstruct.playback.filming)
+
+    viewer.layers.clear()
+    crystals = SamplePrior(viewer)
+    viewer.window.add_dock_widget(crystals, name="Sample crystals from the prior")
+    for dock in (load, optics, reconstruct, results):
+        dock.parent().hide()
+    window.resizeDocks([crystals.parent()], [DOCK_WIDTH], Qt.Orientation.Horizontal)
+    crystals.run_button.click()
+    spin(300, lambda: not crystals.jobs)
+    crystals.status.setText(crystals.status.text().replace(breakable(folder / "runs"), "~/mepdiff-runs"))
+    viewer.reset_view()
+    viewer.scene.camera.angles = (0.0, 6.0, 14.0)
+    shoot("window-crystals")
     viewer.close()
 
 

@@ -67,6 +67,9 @@ def test_without_a_scan_nothing_is_claimed() -> None:
     np.testing.assert_array_equal(found.samples, samples)
     assert (found.deviances, found.covered) == ([], None)
     assert "has not been measured: it is no confidence interval" in found.words
+    assert "3 are few: the spread at a voxel is a rough guess; draw 8 or more" in found.words
+    many = np.repeat(samples, 3, axis=0)
+    assert "are few" not in judge_ensemble(many, record, None).words
 
 
 def test_an_outline_goes_round_what_is_lit() -> None:

@@ -57,7 +57,7 @@ def test_crystals_form_beside_each_other_and_are_kept(dock: SamplePrior, qtbot: 
     assert drawn.shape == (3, 2, 8, 8)
     (layer,) = dock._viewer.layers
     assert layer.data.shape == (2, 16 + GAP, 16 + GAP)
-    for sample, (y, x) in zip(drawn, ((0, 0), (0, 12), (12, 0)), strict=True):
+    for sample, (y, x) in zip(drawn, ((0, 0), (0, 8 + GAP), (8 + GAP, 0)), strict=True):
         np.testing.assert_array_equal(layer.data[:, y : y + 8, x : x + 8], sample)
     np.testing.assert_allclose(layer.scale, (1.6, 0.2, 0.2))
     assert {str(unit) for unit in layer.units} == {"angstrom"}

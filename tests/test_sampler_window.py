@@ -172,6 +172,8 @@ def test_denoised_and_noisy_form_beside_each_other(
     low, _ = outline.extent.world
     _, y, x = small_scan.truth.origin_A
     np.testing.assert_allclose(low[-2:], (y + 20 * 0.2, x + 20 * 0.2), atol=0.25)
+    depths = sorted({float(outline.data_to_world(ring[0])[0]) for ring in outline.data})
+    np.testing.assert_allclose(depths, 1.6 * (np.arange(len(small_scan.truth.phase)) + 0.5), atol=1e-6)  # a ring a slice
     sampler.let(10)
     window.wait(lambda: dock.job is None)
     assert window.said == []
@@ -293,9 +295,12 @@ def test_two_run_side_by_side_each_with_its_own_pause_and_stop(
     window.press(dock.queue_view.beside)
     assert window.viewer.canvas.grid.enabled
     shown = [layer.name for layer in window.viewer.layers if layer.visible]
-    assert sorted(shown) == ["small: dps", "small: dps [1]"]  # in the order their first states came
+    assert sorted(shown) == ["small: dps", "small: dps [1]", "small: truth"]  # in the order their first states came
     window.press(dock.queue_view.beside)
-    dock.queue_view.list.setCurrentRow(0)
+    for row in (1, 0):  # the run that is chosen is the one to be seen: both lie in the same place
+        dock.queue_view.list.setCurrentRow(row)
+        assert [task.volume.layer.visible for task in (first, second)] == [row == 0, row == 1]
+        assert [task._outline.visible for task in (first, second)] == [row == 0, row == 1]
     window.press(dock.stop_button)
     window.wait(lambda: first.job not in dock.queue.jobs)  # ended, and the window has heard of it
     assert first.status == "stopped"

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Volumes = npt.NDArray[np.floating]
 NOMINAL = 0.95
 """Of the truth that an interval ought to hold."""
+FEW = 8
+"""Of fewer normal samples the standard deviation is wrong by more than a quarter as a rule: 1 / sqrt(2 (k - 1))."""
 
 
 def outlines(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.float64]]:
@@ -172,6 +174,8 @@ def spread_in_words(count: int, covered: float | None) -> str:
         f"The spread is how far {count} samples differ: it tells what the patterns leave open to this method, and nothing of"
         " what the method itself gets wrong."
     )
+    if count < FEW:
+        words += f" {count} are few: the spread at a voxel is a rough guess; draw {FEW} or more to judge by it."
     if covered is None:
         return f"{words} Whether the truth lies within it has not been measured: it is no confidence interval."
     verdict = "" if covered >= 0.9 else ": too small for a confidence interval"

@@ -29,24 +29,31 @@ def show_ensemble(viewer: Any, name: str, ensemble: Ensemble, record: Mapping[st
     viewer.layers.selection.active = active
 
 
-def show_outline(viewer: Any, name: str, illuminated: npt.NDArray[np.bool_], record: Mapping[str, Any]) -> None:
-    """Where electrons went, as an outline in Å."""
-    _, dy, dx = record["voxel_size_A"]
-    _, y, x = record["origin_A"]
+def show_outline(
+    viewer: Any, name: str, illuminated: npt.NDArray[np.bool_], slices: int, record: Mapping[str, Any], visible: bool = True
+) -> Any:
+    """Where electrons went, as an outline in Å, the same in each slice; the layer, None where they went nowhere."""
+    dz, dy, dx = record["voxel_size_A"]
+    z, y, x = record["origin_A"]
     lines = [line * (dy, dx) + (y, x) for line in outlines(illuminated)]
     if not lines:
-        return
+        return None
+    rings = [np.insert(line, 0, number, axis=1) for number in range(slices) for line in lines]
     active = viewer.layers.selection.active
-    viewer.add_shapes(
-        lines,
+    layer = viewer.add_shapes(
+        rings,
         shape_type="polygon",
-        ndim=2,
+        scale=(dz, 1.0, 1.0),
+        translate=(z, 0.0, 0.0),
         name=name,
+        visible=visible,
         edge_color=OUTLINE,
-        edge_width=0.15,
+        edge_width=0.1,
+        opacity=0.6,
         face_color="transparent",
-        axis_labels=("y", "x"),
-        units=("angstrom",) * 2,
+        axis_labels=("z", "y", "x"),
+        units=("angstrom",) * 3,
         metadata={KEY: {"outline": True}},
     )
     viewer.layers.selection.active = active
+    return layer

@@ -153,6 +153,7 @@ class Section(QWidget):
         """Put this under the heading, in place of what was there."""
         if self._content is not None:
             self._layout.removeWidget(self._content)
+            self._content.hide()  # Qt deletes it some time later
             self._content.deleteLater()
         self._content = content
         self._layout.addWidget(content)

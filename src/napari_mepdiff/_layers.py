@@ -123,11 +123,13 @@ class VolumeLayer:
         """Whether the viewer shows the layer (hidden or not); a user can remove it."""
         return self.layer is not None and self.layer in self._viewer.layers
 
-    def show(self, volume: npt.NDArray[np.floating]) -> None:
-        """Show a volume, in the layer that is there or in a new one."""
+    def show(self, volume: npt.NDArray[np.floating], visible: bool = True) -> None:
+        """Show a volume, in the layer that is there or in a new one, visible or not."""
         if not self.there:
             limits = self._limits or contrast_limits(volume)
-            self.layer = self._viewer.add_image(np.array(volume, np.float32), contrast_limits=limits, **self._settings)
+            self.layer = self._viewer.add_image(
+                np.array(volume, np.float32), contrast_limits=limits, visible=visible, **self._settings
+            )
             self.layer.events.contrast_limits.connect(self._limits_changed)
             self._limits = limits
             return

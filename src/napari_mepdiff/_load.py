@@ -83,6 +83,7 @@ class LoadScan(Dock):
             grid.setColumnStretch(i % 2, 1)
         self.column.addLayout(grid)
         self.column.addWidget(self.histogram)
+        self.histogram.hide()
         follow_theme(napari_viewer, self.mean, self.single, self.bright, self.dark, self.histogram)
 
         self.disk = Ring(0.5, BRIGHT)
@@ -97,7 +98,7 @@ class LoadScan(Dock):
             pane.clicked.connect(self._hovered)
 
         self.column.addWidget(heading("Calibration"))
-        self.calibration = words("No scan yet.")
+        self.calibration = words("No scan yet: choose a file above, drop one on the window, or try File > Open Sample.")
         self.column.addWidget(self.calibration)
         self.confirm = QPushButton(CONFIRM)
         self.confirm.setToolTip("<qt>Corrections can be made in Optics and scan, before or after.</qt>")
@@ -183,6 +184,7 @@ class LoadScan(Dock):
         for ring in (self.disk, self.inner, self.outer):
             ring.show()
         self.histogram.show_bars(edges, numbers)
+        self.histogram.show()
 
     def _detectors_moved(self, ring: Any = None) -> None:
         scan = self.session.scan_in_file

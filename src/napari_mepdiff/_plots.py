@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,6 +83,10 @@ class Pane(QWidget):
             self.image.setRect(rect)
             self.view.setRange(rect, padding=0.02)
 
+    def clear(self) -> None:
+        """Show no picture."""
+        self.image.clear()
+
     def show_circle(self, radius: float, color: str) -> None:
         """Draw a circle about the centre, in the unit of the picture's extent; the one before goes."""
         if self.circle is None:
@@ -136,7 +141,7 @@ class Ring(pg.CircleROI):
 
 
 class Curves(QWidget):
-    """Lines over a common axis, with a legend."""
+    """Lines over a common axis, and their names below: a legend among them would hide the newest values."""
 
     def __init__(self, x_label: str, y_label: str, height: int = 130, log_y: bool = False) -> None:
         super().__init__()
@@ -149,11 +154,14 @@ class Curves(QWidget):
         self.view.setMouseEnabled(False, False)
         self.view.setLogMode(y=log_y)
         self._labels = {"bottom": x_label, "left": y_label}
-        self.legend = self.view.addLegend(offset=(-4, 4), labelTextSize="8pt", verSpacing=-6)
         self._lines: dict[str, Any] = {}
         self._plain: set[str] = set()
         self._ink = QColor("gray")
         layout.addWidget(self.view)
+        self.names = QLabel()
+        self.names.setWordWrap(True)
+        self.names.hide()
+        layout.addWidget(self.names)
 
     def show_lines(
         self, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], colors: Mapping[str, str] | None = None
@@ -170,7 +178,8 @@ class Curves(QWidget):
             # a line of a single point would not be seen
             self._lines[name].setData(np.asarray(x, float), np.asarray(y, float))
             self._lines[name].setSymbol("o" if len(x) == 1 else None)
-        self._paint_legend()
+        self.names.setText(" &nbsp; ".join(_colored(name, colors.get(name)) for name in lines))
+        self.names.setVisible(len(lines) > 1)
 
     def show_bars(self, edges: npt.NDArray[np.floating], numbers: npt.NDArray[np.integer]) -> None:
         """Show a histogram; empty bins are left out."""
@@ -192,15 +201,6 @@ class Curves(QWidget):
             axis.enableAutoSIPrefix(False)
         for name in self._plain:
             self._lines[name].setPen(pg.mkPen(self._ink, width=1.5))
-        behind = _qcolor(colors.background)
-        behind.setAlpha(190)
-        self.legend.setBrush(behind)
-        self._paint_legend()
-
-    def _paint_legend(self) -> None:
-        self.legend.setLabelTextColor(self._ink)
-        for _, label in self.legend.items:
-            label.setText(label.text, color=self._ink.name())
 
 
 def follow_theme(viewer: Any, *plots: Pane | Curves) -> None:
@@ -218,6 +218,11 @@ def follow_theme(viewer: Any, *plots: Pane | Curves) -> None:
 
     repaint()
     viewer.events.theme.connect(changed)
+
+
+def _colored(name: str, color: str | None) -> str:
+    line = f"<b style='color: {color}'>—</b>" if color else "<b>—</b>"
+    return f"{line}&nbsp;{html.escape(name)}"
 
 
 def _qcolor(color: Any) -> QColor:

@@ -99,7 +99,7 @@ class PriorChooser(QWidget):
             return
         self.error = ""
         lines = card.lines()
-        self.line.setText(lines[0])
+        self.line.setText(f"{lines[0]}; hover here for its card.")
         told = "<br>".join(html.escape(line) for line in [str(card.path), *lines])
         self.box.setToolTip(f"<qt>{told}</qt>")
         self.line.setToolTip(self.box.toolTip())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from mepdiff_core.errors import InputError
 from mepdiff_core.sections import PlacedVolume
 from napari_mepdiff._dock import button, notify, words
 from napari_mepdiff._plots import PALETTE, Curves, Pane, follow_theme
-from napari_mepdiff._side_by_side import RunLayers
+from napari_mepdiff._side_by_side import RunLayers, frame
 
 TRUTH = "truth"
 COLUMN_LAYER, LINE_LAYER = "depth profile: column", "depth profile: line"
@@ -49,13 +48,11 @@ class Profiles(QWidget):
         row.addWidget(self.pick)
         row.addWidget(self.draw)
         column.addLayout(row)
-        self.place = words("Open volumes first; then click a column or draw a line.")
+        self.place = words("Choose runs in the table; then click a column or draw a line.")
         column.addWidget(self.place)
         self.curves = Curves("depth (Å)", "phase (rad)", height=150)
-        self.curves.legend.hide()  # it would lie over the lines
         column.addWidget(self.curves)
-        self.names = words()
-        column.addWidget(self.names)
+        self.curves.hide()
         self.panes = [Pane("", "Phase under the line: the beam enters at the top.", "CET-L4", 80) for _ in range(MOST)]
         grid = QGridLayout()
         grid.setSpacing(4)
@@ -102,7 +99,7 @@ class Profiles(QWidget):
     def _flat(self) -> None:
         if self._viewer.dims.ndisplay != 2:
             self._viewer.dims.ndisplay = 2
-            self._viewer.reset_view()
+            frame(self._viewer)
 
     def _drawn(self, event: Any = None) -> None:
         layer = self._find(LINE_LAYER)
@@ -125,7 +122,7 @@ class Profiles(QWidget):
             notify(error)
             return
         self.curves.show_lines(lines, colors)
-        self.names.setText(" &nbsp; ".join(_colored(name, colors.get(name)) for name in lines))
+        self.curves.setVisible(bool(lines))
 
     def _through_column(self) -> dict[str, Any]:
         assert self._column is not None
@@ -168,11 +165,6 @@ class Profiles(QWidget):
 
 
 _IN_ANGSTROM = {"axis_labels": ("y", "x"), "units": ("angstrom",) * 2}
-
-
-def _colored(name: str, color: str | None) -> str:
-    line = f"<b style='color: {color}'>—</b>" if color else "<b>—</b>"
-    return f"{line}&nbsp;{html.escape(name)}"
 
 
 def _mean(cut: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -10,6 +10,7 @@ from qtpy.QtWidgets import QFormLayout, QLabel, QListWidget, QSpinBox, QVBoxLayo
 
 from mepdiff_core.jobs import Job
 from mepdiff_core.memory import memory_in_words
+from mepdiff_core.sections import PlacedVolume
 from napari_mepdiff._dock import button, words
 from napari_mepdiff._export import Request
 from napari_mepdiff._side_by_side import RunLayers
@@ -61,6 +62,12 @@ class Queue(QObject):
         self.at_once = count
         self._fill()
 
+    def put_in_front(self, shown: Task | None) -> None:
+        """Hide the layers of all other runs, unless they stand side by side: they lie in the same place."""
+        if not self.viewer.canvas.grid.enabled:
+            for task in self.tasks:
+                task.put_in_front(task is shown)
+
     @property
     def waiting(self) -> list[Task]:
         """Tasks that have not begun."""
@@ -106,7 +113,9 @@ class QueueView(QWidget):
         column.setSpacing(4)
         self.list = QListWidget()
         self.list.setFixedHeight(LIST_HEIGHT)
-        self.list.setToolTip("<qt>Click a run to see it below; Pause and Stop are for the one that is shown.</qt>")
+        self.list.setToolTip(
+            "<qt>Click a run to see its volume, and its course below; Pause and Stop are for the one that is shown.</qt>"
+        )
         self.list.currentRowChanged.connect(self._chosen)
         column.addWidget(self.list)
         form = QFormLayout()
@@ -118,7 +127,11 @@ class QueueView(QWidget):
         self.at_once.valueChanged.connect(queue.set_at_once)
         form.addRow(QLabel("run at once"), self.at_once)
         column.addLayout(form)
-        self.beside = button("Side by side", "A view for the volume of each run, as they form.", self._side_by_side)
+        self.beside = button(
+            "Side by side",
+            "A view for the volume of each run, as they form, and for the truth where it is known.",
+            self._side_by_side,
+        )
         self.beside.setCheckable(True)
         column.addWidget(self.beside)
         self._layers = RunLayers(queue.viewer)
@@ -156,9 +169,20 @@ class QueueView(QWidget):
     def _side_by_side(self) -> None:
         if self._layers.side_by_side:
             self._layers.show_together()
+            self._queue.put_in_front(self._queue.shown)
         else:
-            volumes = [task.volume for task in self._queue.tasks]
-            layers = [volume.layer for volume in volumes if volume is not None and volume.there]
+            tasks = [task for task in self._queue.tasks if task.volume is not None and task.volume.there]
+            layers = [task.volume.layer for task in tasks if task.volume is not None]
+            scans = {task.request.scan: task.run.scan for task in tasks if task.run is not None}
+            for path, scan in scans.items():
+                if scan.truth is not None:
+                    layers.insert(
+                        0,
+                        self._layers.truth(
+                            f"{path.stem}: truth",
+                            PlacedVolume(scan.truth.phase, scan.truth.voxel_size_A, scan.truth.origin_A),
+                        ),
+                    )
             if len(layers) > 1:
                 self._layers.show_side_by_side(layers)
         self.beside.setChecked(self._layers.side_by_side)

@@ -253,6 +253,7 @@ class Reconstruct(Dock):
         if task is not self.task:
             self.task = self.queue.shown = task
             self.watch.forget_volume()
+            self.queue.put_in_front(task)
         self.queue_view.show_task(task)
         self._refresh()
 

@@ -25,7 +25,7 @@ from napari_mepdiff._reconstruct import breakable, stop_jobs
 from napari_mepdiff._task import LINK, VIEW_ANGLES, Row, record
 from napari_mepdiff._units import show_duration
 
-GAP = 4
+GAP = 8
 """Voxels between crystals."""
 FEW = SampleConfig(n=4)
 """What a window shows at once without a long wait."""

@@ -15,6 +15,11 @@ SPACING = 0.02
 """Between the views of the grid, in views."""
 
 
+def frame(viewer: Any) -> None:
+    """Let the view hold what is visible: what is hidden may lie far beside."""
+    viewer.reset_view(layers=[layer for layer in viewer.layers if layer.visible], reset_camera_angle=False)
+
+
 class RunLayers:
     """The layers of runs in one viewer.
 
@@ -41,7 +46,7 @@ class RunLayers:
         return self._layer("truth", name, name, placed)
 
     def difference(self, name: str, placed: PlacedVolume) -> Any:
-        """One volume less another: violet below, green above."""
+        """One volume less another: pink below, green above."""
         layer = self._layer("difference", name, name, placed)
         high = float(np.percentile(np.abs(placed.phase), 99.9)) or 1e-3
         layer.colormap, layer.contrast_limits = "PiYG", (-high, high)
@@ -64,7 +69,7 @@ class RunLayers:
         grid = self._viewer.canvas.grid
         grid.shape, grid.stride, grid.spacing = (-1, -1), 1, SPACING
         grid.enabled = True
-        self._viewer.reset_view(layers=layers, reset_camera_angle=False)
+        frame(self._viewer)
 
     def show_together(self) -> None:
         """All in one view again, with those that were hidden."""
@@ -79,7 +84,7 @@ class RunLayers:
             if layer in self._viewer.layers:
                 layer.visible = True
         self._hidden, self._shown = [], []
-        self._viewer.reset_view(reset_camera_angle=False)
+        frame(self._viewer)
 
     def in_place(self, y_A: float, x_A: float) -> tuple[float, float]:
         """Where a click at (y, x) means: on a truth that lies beside, the same place of the specimen."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from napari.utils.notifications import show_info
 from qtpy.QtCore import QObject, Signal
 
@@ -22,12 +23,15 @@ from napari_mepdiff._export import Request
 from napari_mepdiff._layers import GAP, VolumeLayer, contrast_limits
 from napari_mepdiff._preferences import preferences
 from napari_mepdiff._pump import Pump
+from napari_mepdiff._side_by_side import frame
 from napari_mepdiff._units import show_duration
 
 VIEW_ANGLES = (0.0, 6.0, 14.0)
 """A little off the beam: columns of atoms are short rods, and the lattice is still seen."""
 LINK = "#3d9ad1"
 """A blue that is read on the dark theme and on the light one."""
+MOST_ROWS = 2000
+"""More would be no more than pixels of a curve, and a job of days would hold up the window to draw them."""
 
 
 class Row(NamedTuple):
@@ -52,6 +56,13 @@ def record(state: State) -> Row:
     return row
 
 
+def evenly_spaced(rows: list[Row], count: int) -> list[Row]:
+    """So many rows at most, as evenly spaced in steps as there are any; the first and the last stay."""
+    steps = np.array([row.step for row in rows])
+    wanted = np.linspace(steps[0], steps[-1], count)
+    return [rows[i] for i in np.unique(np.searchsorted(steps, wanted))]
+
+
 class Task(QObject):
     """One reconstruction, from waiting to its end.
 
@@ -64,12 +75,13 @@ class Task(QObject):
     Attributes:
         advanced: signal; there are new rows, and perhaps a new state.
         ended: signal; it is over.
-        rows: of all states so far.
+        rows: of the states so far; evenly spaced ones, the first and the last among them, where there are many.
         run: the run, once it has started; last: its newest state.
         archive: its states, to look back at; ensemble: its samples, judged, where it drew several and has finished.
         text: what became of it, in words; "" while it waits or runs.
         removed: whether a person has taken its layer out of the viewer.
         looking_back: whether layers show an earlier state; they do not follow the run then.
+        in_front: whether its layers are to be seen; those of runs that lie in the same place would cover each other.
     """
 
     advanced = Signal()
@@ -84,7 +96,9 @@ class Task(QObject):
         self.last: State | None = None
         self.text = ""
         self.removed = self._told_of_removal = self.looking_back = False
-        self._outlined = False
+        self.in_front = True
+        self._outline: Any = None if before is None else before._outline
+        self._outlined = self._outline is not None
         self._made: list[Run] = []
         self.name = f"{request.scan.stem}: {request.method}"
         resume = before is not None
@@ -165,6 +179,14 @@ class Task(QObject):
             noisy = state.noisy if isinstance(state, (Kept, SampleState)) and state.noisy is not None else None
             self._draw(state.volume, noisy if noisy is not None and noisy.size else None)
 
+    def put_in_front(self, in_front: bool) -> None:
+        """Let its layers be seen, or hide them."""
+        self.in_front = in_front
+        layers = [None if each is None else each.layer for each in (self.volume, self.noisy)]
+        for layer in (*layers, self._outline):
+            if layer is not None and layer in self._viewer.layers:
+                layer.visible = in_front
+
     def show_again(self) -> None:
         """Bring the layer back."""
         if self.volume is not None and self.last is not None:
@@ -191,6 +213,8 @@ class Task(QObject):
 
     def _have_records(self, rows: list[Row]) -> None:
         self.rows += rows
+        if len(self.rows) > MOST_ROWS:
+            self.rows = evenly_spaced(self.rows, MOST_ROWS // 2)
 
     def _have_state(self, state: State) -> None:
         self.last = state
@@ -202,7 +226,8 @@ class Task(QObject):
         if isinstance(state, SampleState) and state.illuminated.size and not self._outlined:
             self._outlined = True
             record = self.run.folder.record
-            show_outline(self._viewer, f"{self.name}, illuminated", state.illuminated, record)
+            name, slices, seen = f"{self.name}, illuminated", len(state.volume), self.in_front
+            self._outline = show_outline(self._viewer, name, state.illuminated, slices, record, seen)
         self.advanced.emit()
 
     def _draw(self, volume: Any, noisy: Any) -> None:
@@ -216,10 +241,12 @@ class Task(QObject):
                 beside = -GAP * volume.shape[2] * self.run.folder.record["voxel_size_A"][2]
                 self.noisy = self._layer(f"{self.name}, noisy", None, {"beside": beside}, beside)
             if self.noisy.layer is None or self.noisy.there:
-                self.noisy.show(noisy)
+                self.noisy.show(noisy, self.in_front)
         if self.volume.layer is None:
-            self.volume.show(volume)
+            self.volume.show(volume, self.in_front)
             self._look_in_3d()
+            if noisy is not None and self.in_front and not self._viewer.canvas.grid.enabled:
+                frame(self._viewer)  # the noisy volume may lie beyond what was seen so far
         elif self.volume.there:
             self.volume.show(volume)
 

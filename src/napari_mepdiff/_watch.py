@@ -39,10 +39,9 @@ class Watch(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(6)
         self.curves = Curves("step", "loss")
-        column.addWidget(self.curves)
         self.noise = words()
         self.times = Curves("step", "s a step", height=100)
-        for each in (self.noise, self.times):
+        for each in (self.curves, self.noise, self.times):
             column.addWidget(each)
             each.hide()
         tip = "Square root of the electrons in a pixel, one grey scale for both."
@@ -72,6 +71,7 @@ class Watch(QWidget):
         if held:
             lines["held out"] = ([step for step, _ in held], [loss for _, loss in held])
         self.curves.show_lines(lines)
+        self.curves.setVisible(bool(lines))
         sampled = [row for row in rows if row.sigma is not None]
         for each in (self.noise, self.times):
             each.setVisible(bool(sampled))
@@ -95,8 +95,9 @@ class Watch(QWidget):
             self._ask_prediction()
 
     def forget_volume(self) -> None:
-        """Predict nothing until the next volume; what is on display stays."""
+        """Predict nothing until the next volume."""
         self._shown = None
+        self.predicted.clear()
 
     def _pattern_changed(self) -> None:
         scan = self.session.scan_in_file
@@ -118,7 +119,7 @@ class Watch(QWidget):
 
     def _have_prediction(self, question: Any, pattern: Any) -> None:
         scan, index = question[0], question[3]
-        if index == self.session.pattern:
+        if index == self.session.pattern and self._shown is not None and self._shown[2] is question[1]:
             self.predicted.show_image(np.sqrt(pattern * scan.electrons_per_pattern), levels=self._levels)
 
 
