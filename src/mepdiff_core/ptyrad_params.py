@@ -71,13 +71,19 @@ class PtyradParams:
             ("pos_N_scan_slow", "pos_N_scan_fast", "meas_Npix"), self.shape, (*scan.shape, scan.n_pixels), strict=True
         ):
             check(given is None or given == there, f"PtyRAD's {name} is {given}; the scan has {there}: is it another scan?")
-        optics = self.calibration.get("optics", {})
-        wavelength = wavelength_A(float(optics.get("energy_eV", scan.optics.energy_eV)))
-        aperture = float(optics.get("semiangle_mrad", scan.optics.semiangle_mrad)) * 1e-3 / wavelength
+        return self._with_pixel(scan.n_pixels, to_dict(scan.optics))
+
+    def calibration_of_file(self, n_pixels: int) -> dict[str, Any]:
+        """The calibration for patterns of this size, of a file that is no scan yet."""
+        return self._with_pixel(n_pixels, {})
+
+    def _with_pixel(self, n: int, known: Mapping[str, Any]) -> dict[str, Any]:
+        optics = {**known, **self.calibration.get("optics", {})}
         mode, value = self.k_step
-        if value is None:
+        if value is None or not {"energy_eV", "semiangle_mrad"} <= {*optics}:
             return self.calibration
-        n = scan.n_pixels
+        wavelength = wavelength_A(float(optics["energy_eV"]))
+        aperture = float(optics["semiangle_mrad"]) * 1e-3 / wavelength
         steps = {
             "dx": 1 / (value * n),
             "dk": value,
