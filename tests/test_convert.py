@@ -73,6 +73,31 @@ def test_a_converted_file_is_the_scan_that_load_scan_reads(here: Path, capsys: C
     assert sorted(p.name for p in here.iterdir()) == ["scan.h5", "scan.npy"]
 
 
+def test_a_file_is_reconstructed_in_one_go(here: Path, small_scan: Scan, capsys: Capture) -> None:
+    """What it does not say is named; then the run is that of the converted scan, which resumes without its calibration."""
+    np.save("row.npy", small_scan.counts.reshape(42, 64, 64))
+    run = ["reconstruct", "row.npy", "--method", "adam-best", "--set", "engine=fast", "--device", "cpu"]
+    assert main([*run, "--out", "run", *GIVEN]) == 2
+    assert "give --scan-shape Y X" in said(capsys)
+    run += ["--scan-shape", "6", "7", "--slices", "2", "--steps", "1", "--out", "run"]
+    assert main(run) == 2
+    assert "optics.semiangle_mrad=21.4 (semi-convergence angle)" in said(capsys)
+    assert main([*run, *GIVEN, "--set", "batchsize=3"]) == 2
+    assert "unknown field 'batchsize'" in said(capsys)
+    assert not Path("run.h5").exists()
+    assert main([*run, *GIVEN]) == 0
+    np.testing.assert_array_equal(load_scan("run.h5").counts, small_scan.counts)
+    record = yaml.safe_load(Path("run/run.yaml").read_text())
+    assert record["input"] == "run.h5"
+    assert main(["reconstruct", "row.npy", "--out", "run", "--resume", "--device", "cpu"]) == 0
+    for options, message in (
+        ([*run, *GIVEN], "run.h5 is there already, as what row.npy was converted to"),
+        (["reconstruct", "run.h5", "--out", "other", "--clip"], "--clip is for a microscope's file"),
+    ):
+        assert main(options) == 2
+        assert message in said(capsys)
+
+
 def test_values_come_from_a_preset_too(here: Path) -> None:
     Path("microscope.yaml").write_text(yaml.safe_dump({**KNOWN, "thickness_A": 50.0}))
     assert main(["convert", "scan.npy", "scan.h5", "--calibration", "microscope.yaml", "--calibrate=scan_step_A=0.7"]) == 0

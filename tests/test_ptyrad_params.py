@@ -86,6 +86,38 @@ def test_what_has_a_place_is_taken(tmp_path: Path, small_scan: Scan) -> None:
     assert params.left_out == ["the rates of what is refined (position_rate_A): ours, for theirs are of other units"]
 
 
+def test_a_file_without_calibration_gets_ptyrads(tmp_path: Path, small_scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patterns in a row, as PtyRAD's users have them: converted, and reconstructed in one go."""
+    monkeypatch.chdir(tmp_path)
+    np.save("raw.npy", small_scan.counts.reshape(42, 64, 64))
+    params = ["--ptyrad-params", str(write(tmp_path)), "--calibrate", "electrons_per_count=1"]
+    assert main(["convert", "raw.npy", "scan.h5", *params]) == 0
+    scan = load_scan("scan.h5")
+    np.testing.assert_array_equal(scan.counts, small_scan.counts)
+    assert scan.k_max_invA == pytest.approx(2.5)
+    assert (scan.optics.overfocus_A, scan.optics.Cs_A, scan.optics.aberrations["C12"]) == (60, 5000, 20)
+    run = ["reconstruct", "raw.npy", *params, "--out", "run", "--steps", "1", "--set", "engine=fast", "--device", "cpu"]
+    assert main(run) == 0
+    assert yaml.safe_load(Path("run/run.yaml").read_text())["config"]["slices"] == 4
+    np.testing.assert_array_equal(load_scan("run.h5").positions_A, scan.positions_A)
+
+
+def test_modes_of_a_refined_probe_are_taken(tmp_path: Path) -> None:
+    active = {"objp": {"start_iter": 1, "lr": 1e-3}, "probe": {"start_iter": 1, "lr": 1e-3}}
+    path = write(tmp_path, model_params={"update_params": active})
+    data = yaml.safe_load(path.read_text())
+    data["init_params"] |= {"probe_pmode_max": 4, "probe_pmode_init_pows": [0.02]}
+    path.write_text(yaml.safe_dump(data))
+    params = read_ptyrad_params(path)
+    assert params.settings["refine"]["probe_modes"] == 4
+    method_config("adam", params.settings_of("adam"))
+    assert not [line for line in params.left_out if "pmode" in line]
+    del active["probe"]
+    data["model_params"]["update_params"] = active
+    path.write_text(yaml.safe_dump(data))
+    assert [line for line in read_ptyrad_params(path).left_out if line.startswith("probe_pmode_max 4")]
+
+
 @pytest.mark.parametrize("mode", ["dx", "dk", "kMax", "da", "angleMax", "n_alpha", "RBF"])
 def test_every_way_to_calibrate_gives_the_same(tmp_path: Path, small_scan: Scan, mode: str) -> None:
     wavelength, aperture = wavelength_A(300e3), small_scan.optics.k_aperture_invA

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from mepdiff_core.baselines import run_adam
 from mepdiff_core.cli import main
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
+from mepdiff_core.forward import ForwardModel
+from mepdiff_core.metrics import volume_metrics
 from mepdiff_core.optics import Optics
 from mepdiff_core.preparation import cut_truth
 from mepdiff_core.probe import load_refined, probe_overlap
@@ -23,20 +26,20 @@ from mepdiff_core.states import State
 
 FAST = replace(ADAM_BEST, engine="fast", iterations=30, patience=None, slices=4)
 LONGER = replace(FAST, iterations=60)
+WIDE = SimulationConfig(
+    optics=Optics(overfocus_A=60.0),
+    scan_shape=(14, 14),
+    scan_step_A=0.512,
+    detector_pixels=64,
+    thickness_A=6.4,
+    origin_A=(0.3, 0.2, 0.4),
+)
 
 
 @pytest.fixture(scope="module")
 def wide(perovskite: Crystal) -> Scan:
     """14 x 14 noisy patterns of 64 px through 4 slices of SrTiO3."""
-    config = SimulationConfig(
-        optics=Optics(overfocus_A=60.0),
-        scan_shape=(14, 14),
-        scan_step_A=0.512,
-        detector_pixels=64,
-        thickness_A=6.4,
-        origin_A=(0.3, 0.2, 0.4),
-    )
-    return simulate_scan(perovskite, config)
+    return simulate_scan(perovskite, WIDE)
 
 
 def displaced(wide: Scan, errors_A: np.ndarray) -> Scan:
@@ -118,7 +121,8 @@ def test_refining_starts_when_it_is_told(wide: Scan) -> None:
 
 def test_a_refining_run_resumes_bit_for_bit(wide: Scan) -> None:
     scan = displaced(wide, np.random.default_rng(2).normal(0, 0.2, (100, 2)))
-    config = replace(FAST, iterations=4, refine=RefineConfig(position_rate_A=0.05, probe_rate=0.01, start=2))
+    refine = RefineConfig(position_rate_A=0.05, probe_rate=0.01, probe_modes=2, start=2)
+    config = replace(FAST, iterations=4, refine=refine)
     states = list(run_adam(scan, config))
     for begin in (1, 3):
         resumed = last(run_adam(scan, config, checkpoint=states[begin - 1].checkpoint))
@@ -176,6 +180,44 @@ def test_a_run_keeps_what_it_found_and_others_use_it(
         assert not Path("bad").exists()
 
 
+def test_a_second_mode_is_found_from_nothing(perovskite: Crystal) -> None:
+    """A vortex that holds a quarter of the beam: its part to 0.05, both modes to a fidelity of 0.97, SSIM as without it."""
+    scan = simulate_scan(perovskite, replace(WIDE, thickness_A=9.6))
+    first = scan.get_probe()[0]
+    k = np.arange(64) - 32
+    vortex = np.fft.fft2(np.fft.ifftshift(first)) * np.fft.ifftshift(k[:, None] + 1j * k)
+    vortex = np.fft.fftshift(np.fft.ifft2(vortex))
+    true = np.stack([np.sqrt(0.75) * first, 0.5 * vortex / np.linalg.norm(vortex)]).astype(np.complex64)
+    assert scan.truth is not None
+    phase, all_of_them = torch.as_tensor(scan.truth.phase), np.arange(scan.n_patterns)
+
+    def measured(probe: np.ndarray) -> Scan:
+        patterns = ForwardModel(scan, 6, 1.6, probe=probe).predict(phase, all_of_them).numpy()
+        counts = np.random.default_rng(3).poisson(patterns * scan.electrons_per_pattern)
+        return replace(scan, counts=counts.reshape(scan.counts.shape))
+
+    mixed = measured(true)
+    refine = RefineConfig(probe_rate=0.05, probe_modes=2)
+    found = last(run_adam(mixed, replace(LONGER, slices=6, refine=refine)))
+    assert found.refined is not None
+    probe = found.refined.probe.reshape(2, -1)
+    assert np.sum(np.abs(probe) ** 2, axis=1) == pytest.approx([0.75, 0.25], abs=0.05)
+    assert abs(np.vdot(probe[0], probe[1])) < 1e-5
+    overlaps = np.linalg.svd(probe.conj() @ true.reshape(2, -1).T, compute_uv=False)
+    assert overlaps.sum() ** 2 > 0.97  # the fidelity of two mixed states
+    blind, clean = (last(run_adam(each, replace(FAST, slices=6))) for each in (mixed, measured(first[None])))
+    scores = [volume_metrics(state.volume, scan.truth.phase)["ssim_2d"] for state in (blind, found, clean)]
+    assert scores[0] < 0.9 * scores[2]
+    assert scores[1] > 0.95 * scores[2]
+
+
+def test_a_mode_that_is_not_there_stays_faint(wide: Scan) -> None:
+    scan = displaced(wide, np.zeros((100, 2)))
+    found = last(run_adam(scan, replace(FAST, refine=RefineConfig(probe_rate=0.02, probe_modes=3))))
+    assert found.refined is not None
+    assert np.sum(np.abs(found.refined.probe[1:]) ** 2) < 0.05
+
+
 def test_patterns_of_a_wide_source_want_modes(wide: Scan) -> None:
     """The held-out misfit is lower with the modes of the source that blurred the patterns than with one."""
     scan = displaced(wide, np.zeros((100, 2)))
@@ -201,6 +243,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
         ({"position_rate_A": -1.0}, "position_rate_A is -1"),
         ({"probe_support": 0.5}, "probe_support is 0.5"),
         ({"start": 0}, "refine start is 0"),
+        ({"probe_modes": 2}, "refine probe_modes is 2, which a probe_rate of 0 leaves empty"),
     ):
         with pytest.raises(InputError, match=message):
             RefineConfig(**values)  # type: ignore[arg-type]

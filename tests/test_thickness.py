@@ -71,6 +71,23 @@ def test_a_tilt_of_5_mrad_is_found(thick: Scan) -> None:
     assert none.best().tilt_mrad == pytest.approx((0.0, 0.0), abs=0.7)
 
 
+def test_the_size_of_the_source_is_found(thick: Scan) -> None:
+    """0.4 Å among 0, 0.2, 0.4 and 0.6 Å; a point among the same."""
+    assert thick.truth is not None
+    config = ThicknessConfig(19.2, 19.2, 1, slice_thickness_A=3.2, source_sizes_A=(0.0, 0.2, 0.4, 0.6), iterations=10)
+    for size, modes in ((0.4, 12), (0.0, 1)):
+        model = ForwardModel(thick, 12, 1.6, ModelConfig(probe_modes=modes, source_size_A=size))
+        patterns = model.predict(torch.as_tensor(thick.truth.phase), np.arange(thick.n_patterns)).numpy()
+        counts = np.random.default_rng(1).poisson(patterns * thick.electrons_per_pattern)
+        *_, end = fit_thickness(replace(thick, counts=counts.reshape(thick.counts.shape), truth=None), config)
+        assert [c.source_size_A for c in end.candidates] == [0.0, 0.2, 0.4, 0.6]
+        best = end.best()
+        assert best.source_size_A == size
+        assert best.probe_modes == (1 if size == 0 else 8)
+        assert end.step == end.total == 40
+        assert sorted(c.nats_above for c in end.candidates)[1] > 20
+
+
 def test_the_command_names_the_options_to_use(
     thick: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +121,10 @@ def test_the_command_names_the_options_to_use(
     ]
     assert main([*run, *use]) == 0
     assert yaml.safe_load(Path("run/run.yaml").read_text())["config"]["model"]["tilt_mrad"] == [0.1, 0.2]
+    source = ["fit-thickness", "scan.h5", "--from", "9.6", "--to", "9.6", *settings[2:], "--set", "candidates=1"]
+    assert main([*source, "--source", "0", "0.3", "--out", "s.png"]) == 0
+    assert "source  modes" in capsys.readouterr().out
+    assert Path("s.png").stat().st_size > 5_000
     for bad, message in (
         (["--from", "20", "--to", "10"], "lowest_A is 20 and highest_A 10"),
         (["--out", "t.pdf"], "expected the name of a picture"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -260,15 +261,20 @@ def probe_figure(probes: Mapping[str, npt.NDArray[np.complexfloating]], pixel_si
 
 
 def thickness_figure(candidates: Sequence[Candidate]) -> Figure:
-    """Misfit of held-out patterns over the thickness, in nats above the best."""
-    ordered = sorted(candidates, key=lambda c: c.thickness_A)
+    """Misfit of held-out patterns over the thickness (or, at one, over the source's size), in nats above the best."""
+    best = min(candidates, key=lambda c: c.heldout)
+    same = len({c.thickness_A for c in candidates}) == 1 and len(candidates) > 1
+    over = attrgetter("source_size_A" if same else "thickness_A")
+    # of several sizes of the source at one thickness, the best
+    lowest = {over(c): c.nats_above for c in sorted(candidates, key=lambda c: -c.nats_above)}
     figure = Figure(figsize=(4.8, 3.2), layout="constrained")
     axis = figure.subplots()
-    axis.plot([c.thickness_A for c in ordered], [c.nats_above for c in ordered], "o-", color=COLORS[0], markersize=4)
-    best = min(candidates, key=lambda c: c.heldout)
-    axis.axvline(best.thickness_A, color=COLORS[1], linewidth=1)
-    axis.set_title(f"best of those tried: {best.thickness_A:.4g} Å in {best.slices} slices", fontsize=9, color=INK)
-    axis.set_xlabel("thickness (Å)", fontsize=9)
+    axis.plot(sorted(lowest), [lowest[x] for x in sorted(lowest)], "o-", color=COLORS[0], markersize=4)
+    axis.axvline(over(best), color=COLORS[1], linewidth=1)
+    title = f"best of those tried: {best.thickness_A:.4g} Å in {best.slices} slices"
+    title += f", source of {best.source_size_A:g} Å" if best.source_size_A else ""
+    axis.set_title(title, fontsize=9, color=INK)
+    axis.set_xlabel("size of the source (Å)" if same else "thickness (Å)", fontsize=9)
     axis.set_ylabel("held-out misfit above the best (nats)", fontsize=9)
     axis.set_ylim(bottom=0)
     axis.tick_params(labelsize=8)

@@ -147,8 +147,8 @@ class Settled:
             return
         asked = "; ".join(self.ask(name) for name in self.missing)
         raise InputError(
-            f"{path} does not say all of how it was taken; give mepdiff convert each of these by --calibrate NAME=VALUE, for"
-            f" instance {asked}"
+            f"{path} does not say all of how it was taken; give each of these by --calibrate NAME=VALUE, for instance"
+            f" {asked}"
         )
 
     def ask(self, name: str) -> str:

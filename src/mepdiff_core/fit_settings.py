@@ -46,7 +46,7 @@ class ProbeFitConfig:
 
 @dataclass(frozen=True)
 class ThicknessConfig:
-    """How to find a specimen's thickness, and its tilt, by patterns that are not fitted.
+    """How to find a specimen's thickness, its tilt, and the source's size, by patterns that are not fitted.
 
     Attributes:
         lowest_A, highest_A: thicknesses to try, Å.
@@ -60,6 +60,8 @@ class ThicknessConfig:
         batch_size: patterns a mini-batch.
         learning_rate: Adam's, rad; it falls to a tenth along the fit.
         heldout_fraction: part of the patterns kept out of the fit, drawn by the seed.
+        source_sizes_A: full widths at half maximum of the source's image on the specimen to try, Å, each with each
+            thickness; none: that of the model.
         model: window and sampling of the model, probe modes, and the tilt to begin with.
         seed: of mini-batches and held-out patterns.
     """
@@ -75,6 +77,7 @@ class ThicknessConfig:
     batch_size: int = 16
     learning_rate: float = 0.05
     heldout_fraction: float = 0.1
+    source_sizes_A: tuple[float, ...] = ()
     model: ModelConfig = field(default_factory=ModelConfig)
     seed: int = 0
 
@@ -88,6 +91,8 @@ class ThicknessConfig:
             check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; expected at least 1")
         for name in ("learning_rate", "tilt_rate_mrad"):
             check(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}; expected more than 0")
+        sizes = self.source_sizes_A
+        check(not sizes or 0 <= min(sizes) <= max(sizes) <= 20, f"source_sizes_A is {list(sizes)}; expected 0 to 20 each")
         check(self.heldout_fraction > 0, "heldout_fraction is 0; thicknesses are judged by patterns held out")
         check(self.even or not self.tilt, "a volume free along the beam leans by itself; set even=true to find a tilt")
         check_common(self.heldout_fraction, None, self.slice_thickness_A, self.seed)

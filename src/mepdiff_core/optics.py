@@ -175,6 +175,30 @@ SOURCE_NODES = 7
 """Points along each axis that a source of finite size is integrated over, by Gauss and Hermite's rule."""
 
 
+def modes_of_source(optics: Optics, n: int, pixel_size_A: float, source_size_A: float, share: float) -> int:
+    """How many modes hold this share of the probe of a Gaussian source; arguments as for ``make_probe_modes``."""
+    if source_size_A == 0:
+        return 1
+    shifted = _from_all_points(optics, n, pixel_size_A, source_size_A)
+    values = np.linalg.eigvalsh(shifted.conj() @ shifted.T)[::-1]
+    return max(2, 1 + int(np.argmax(np.cumsum(values) / values.sum() >= share)))
+
+
+def _from_all_points(optics: Optics, n: int, pixel_size_A: float, source_size_A: float) -> npt.NDArray[np.complex128]:
+    """(points, n * n) probes from the points of a Gaussian source, times the root of each one's weight."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(SOURCE_NODES)
+    places = nodes * source_size_A / math.sqrt(8 * math.log(2))
+    ky, kx = frequencies(n, pixel_size_A)
+    spectrum = np.fft.fft2(np.fft.ifftshift(make_probe(optics, n, pixel_size_A)))
+    return np.stack(
+        [
+            math.sqrt(wy * wx) * np.fft.ifft2(spectrum * np.exp(-2j * math.pi * (ky * y + kx * x))).ravel()
+            for y, wy in zip(places, weights, strict=True)
+            for x, wx in zip(places, weights, strict=True)
+        ]
+    )
+
+
 def make_probe_modes(
     optics: Optics, n: int, pixel_size_A: float, modes: int = 1, source_size_A: float = 0.0
 ) -> npt.NDArray[np.complex128]:
@@ -195,21 +219,10 @@ def make_probe_modes(
     Raises:
         InputError: too few modes for a source of this size.
     """
-    probe = make_probe(optics, n, pixel_size_A)
     if source_size_A == 0 or modes == 1:
         check(modes == 1, f"probe_modes is {modes} for a source of no size; give source_size_A, or 1 mode")
-        return probe[None]
-    nodes, weights = np.polynomial.hermite_e.hermegauss(SOURCE_NODES)
-    places = nodes * source_size_A / math.sqrt(8 * math.log(2))
-    ky, kx = frequencies(n, pixel_size_A)
-    spectrum = np.fft.fft2(np.fft.ifftshift(probe))
-    shifted = np.stack(
-        [
-            math.sqrt(wy * wx) * np.fft.ifft2(spectrum * np.exp(-2j * math.pi * (ky * y + kx * x))).ravel()
-            for y, wy in zip(places, weights, strict=True)
-            for x, wx in zip(places, weights, strict=True)
-        ]
-    )
+        return make_probe(optics, n, pixel_size_A)[None]
+    shifted = _from_all_points(optics, n, pixel_size_A, source_size_A)
     check(modes <= len(shifted), f"probe_modes is {modes}; expected at most {len(shifted)}")
     values, vectors = np.linalg.eigh(shifted.conj() @ shifted.T)
     share = np.cumsum(values[::-1]) / values.sum()

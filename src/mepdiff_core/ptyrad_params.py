@@ -14,6 +14,7 @@ from mepdiff_core.config import check, from_dict, read_yaml, to_dict
 from mepdiff_core.optics import ABERRATION_ORDERS, wavelength_A
 from mepdiff_core.prepare_config import PrepareConfig
 from mepdiff_core.scan import Scan
+from mepdiff_core.settings import MOST_MODES
 
 SECTIONS = ("init_params", "hypertune_params", "model_params", "loss_params", "constraint_params", "recon_params")
 NO_MATTER = {
@@ -70,13 +71,19 @@ class PtyradParams:
             ("pos_N_scan_slow", "pos_N_scan_fast", "meas_Npix"), self.shape, (*scan.shape, scan.n_pixels), strict=True
         ):
             check(given is None or given == there, f"PtyRAD's {name} is {given}; the scan has {there}: is it another scan?")
-        optics = self.calibration.get("optics", {})
-        wavelength = wavelength_A(float(optics.get("energy_eV", scan.optics.energy_eV)))
-        aperture = float(optics.get("semiangle_mrad", scan.optics.semiangle_mrad)) * 1e-3 / wavelength
+        return self._with_pixel(scan.n_pixels, to_dict(scan.optics))
+
+    def calibration_of_file(self, n_pixels: int) -> dict[str, Any]:
+        """The calibration for patterns of this size, of a file that is no scan yet."""
+        return self._with_pixel(n_pixels, {})
+
+    def _with_pixel(self, n: int, known: Mapping[str, Any]) -> dict[str, Any]:
+        optics = {**known, **self.calibration.get("optics", {})}
         mode, value = self.k_step
-        if value is None:
+        if value is None or not {"energy_eV", "semiangle_mrad"} <= {*optics}:
             return self.calibration
-        n = scan.n_pixels
+        wavelength = wavelength_A(float(optics["energy_eV"]))
+        aperture = float(optics["semiangle_mrad"]) * 1e-3 / wavelength
         steps = {
             "dx": 1 / (value * n),
             "dk": value,
@@ -242,8 +249,7 @@ def _model(init: dict[str, Any], model: dict[str, Any], found: PtyradParams) -> 
     layers, thickness = _taken(init, "obj_Nlayer"), _taken(init, "obj_slice_thickness")
     settings |= {} if layers is None else {"slices": int(layers)}
     settings |= {} if thickness is None else {"slice_thickness_A": float(thickness)}
-    if int(_taken(init, "probe_pmode_max") or 1) > 1:
-        left.append("probe_pmode_max: our modes are those of a source; set model.probe_modes and model.source_size_A")
+    modes = int(_taken(init, "probe_pmode_max") or 1)
     if int(_taken(init, "obj_omode_max") or 1) > 1:
         left.append("obj_omode_max: the object has one mode")
     init.pop("obj_omode_init_occu", None)
@@ -282,15 +288,22 @@ def _model(init: dict[str, Any], model: dict[str, Any], found: PtyradParams) -> 
     if "objp" in active:
         rate = float(active["objp"]["lr"])
         settings |= {"learning_rates": [rate]} if found.method == "lbfgs" else {"learning_rate": rate}
-    refine: dict[str, float] = {}
+    refine: dict[str, Any] = {}
     if "probe_pos_shifts" in active:
         refine["position_rate_A"] = POSITION_RATE_A
     if "probe" in active:
         refine["probe_rate"] = PROBE_RATE
+    if modes > 1 and "probe" in active and found.method == "adam":
+        refine["probe_modes"] = min(modes, MOST_MODES)
+    if modes > refine.get("probe_modes", 1):
+        left.append(
+            f"probe_pmode_max {modes}: a probe that is refined has up to {MOST_MODES} modes; others, those of a source"
+        )
     if refine and found.method == "adam":
         start = max(int(active[n]["start_iter"]) for n in ("probe_pos_shifts", "probe") if n in active)
         settings |= {"engine": "fast", "refine": {**refine, "start": start}}
-        left.append(f"the rates of what is refined ({', '.join(refine)}): ours, for theirs are of other units")
+        rated = ", ".join(name for name in refine if name.endswith(("_rate", "_rate_A")))
+        left.append(f"the rates of what is refined ({rated}): ours, for theirs are of other units")
     elif refine:
         left.append("probe and positions: L-BFGS does not refine them")
     if "model" in settings and {"window", "sampling"} & {*settings["model"]}:

@@ -22,6 +22,8 @@ from mepdiff_core.settings import RefineConfig
 from mepdiff_core.states import Checkpoint, Refined
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+FAINT_MODE = 0.01
+"""Part of the beam that a mode begins with."""
 
 
 class ProbeSpectrum:
@@ -31,12 +33,13 @@ class ProbeSpectrum:
         parameter: (modes, n, n, 2) real and imaginary parts, zero frequency at the corner.
     """
 
-    def __init__(self, model: ForwardModel, scan: Scan, support: float) -> None:
+    def __init__(self, model: ForwardModel, scan: Scan, support: float, modes: int = 1) -> None:
         n, radius = model.multislice.n, scan.optics.k_aperture_invA
         k = torch.fft.fftfreq(n, model.pixel_size_A, device=model.device, dtype=model.real_dtype)
         self._support = (k[:, None] ** 2 + k[None, :] ** 2).sqrt() <= support * radius
         self._unit = 1 / math.sqrt(math.pi * (radius * n * model.pixel_size_A) ** 2)
         start = torch.fft.fft2(model.multislice.probe, norm="ortho") * self._support
+        start = _with_modes(start, k / radius, modes)
         self.parameter = torch.nn.Parameter(torch.view_as_real(start / self._unit).clone())
 
     def probe(self) -> Tensor:
@@ -56,6 +59,23 @@ class ProbeSpectrum:
             self.parameter.div_(self._unit * self.parameter.square().sum().sqrt())
 
 
+def _with_modes(spectra: Tensor, k: Tensor, modes: int) -> Tensor:
+    """Spectra (modes, n, n) with faint ones added, orthogonal to all others: the strongest times 1, ky, kx, ky², ...
+
+    Those are the modes of a small source, whatever its shape. k is in units of the aperture's radius.
+    """
+    strongest = spectra[int(spectra.abs().square().sum((1, 2)).argmax())]
+    powers = [(degree - x, x) for degree in range(1, 5) for x in range(degree + 1)]
+    found = list(spectra)
+    for y, x in powers[: max(0, modes - len(spectra))]:
+        mode = strongest * k[:, None] ** y * k[None, :] ** x
+        for other in found:
+            mode = mode - other * (other.conj() * mode).sum() / other.abs().square().sum()
+        found.append(mode / mode.abs().square().sum().sqrt() * math.sqrt(FAINT_MODE))
+    total = torch.stack(found)
+    return total / total.abs().square().sum().sqrt() if len(total) > len(spectra) else spectra
+
+
 class Refinement:
     """Adam on positions (a step a pass) and on the probe (a step a mini-batch) beside that on the volume.
 
@@ -73,7 +93,9 @@ class Refinement:
         self._start = model.multislice.shifts.detach().to("cpu", torch.float64).clone()
         self._shifts = torch.nn.Parameter(self._start.clone())
         self._shifts.grad = torch.zeros_like(self._shifts)
-        self._spectrum = ProbeSpectrum(model, scan, config.probe_support)
+        self._spectrum = ProbeSpectrum(model, scan, config.probe_support, config.probe_modes)
+        if config.probe_modes > len(model.multislice.probe):
+            model.multislice.set_probe(self._spectrum.probe())
         rate = config.position_rate_A / model.pixel_size_A
         self._optimizers = {
             "shifts": (self._shifts, torch.optim.Adam([self._shifts], lr=rate, betas=(0.8, 0.9))),
@@ -122,7 +144,7 @@ class Refinement:
         """What was found so far."""
         waves, pixel = self._model.multislice, self._model.pixel_size_A
         moved = (self._shifts.detach() - self._start).numpy() * pixel
-        probe = np.array(waves.probe.detach().cpu().numpy(), np.complex64)
+        probe = orthogonal_modes(waves.probe.detach().cpu().numpy())
         return Refined(probe, self._scan.positions_A + moved, pixel, self._scan.optics.energy_eV)
 
     def checkpoint(self) -> dict[str, npt.NDArray[np.generic]]:
@@ -154,3 +176,11 @@ class Refinement:
     def _apply_shifts(self) -> None:
         waves = self._model.multislice
         waves.shifts = self._shifts.detach().to(waves.device, waves.real_dtype)
+
+
+def orthogonal_modes(probe: npt.NDArray[np.complexfloating]) -> npt.NDArray[np.complex64]:
+    """The same incoherent probe, (modes, y, x), as orthogonal modes, the strongest first."""
+    if len(probe) == 1:
+        return np.array(probe, np.complex64)
+    _, strengths, modes = np.linalg.svd(probe.reshape(len(probe), -1), full_matrices=False)
+    return np.asarray((strengths[:, None] * modes).reshape(probe.shape), np.complex64)

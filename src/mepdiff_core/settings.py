@@ -13,6 +13,8 @@ EngineName = Literal["ptyrad", "fast"]
 LikelihoodName = Literal["amplitude", "poisson"]
 EMBEDDED = "embedded"
 """Name of the prior that is installed with the package."""
+MOST_MODES = 10
+"""Of a probe that is refined."""
 _HEAVIEST = 92
 """Uranium, the heaviest element that a composition may name."""
 
@@ -79,18 +81,25 @@ class RefineConfig:
         probe_rate: Adam's for the probe's spectrum, a mini-batch, in units of its mean amplitude inside the aperture; 0.01
             mends small errors of the optics. 0: it stays.
         probe_support: the spectrum is free within this many radii of the aperture and zero outside.
+        probe_modes: incoherent modes of the probe; what the model's own lack begins with a hundredth of the beam each.
         start: the first pass that refines.
     """
 
     position_rate_A: float = 0.0
     probe_rate: float = 0.0
     probe_support: float = 1.25
+    probe_modes: int = 1
     start: int = 1
 
     def __post_init__(self) -> None:
         for name in ("position_rate_A", "probe_rate"):
             check(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}; expected 0 or more")
         check(self.probe_support >= 1, f"probe_support is {self.probe_support:g}; expected at least 1")
+        modes = self.probe_modes
+        check(1 <= modes <= MOST_MODES, f"refine probe_modes is {modes}; expected 1 to {MOST_MODES}")
+        check(
+            modes == 1 or self.probe_rate > 0, f"refine probe_modes is {modes}, which a probe_rate of 0 leaves empty; set it"
+        )
         check(self.start >= 1, f"refine start is {self.start}; expected at least 1")
 
     @property

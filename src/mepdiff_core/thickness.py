@@ -1,10 +1,11 @@
-"""How thick a specimen is, and how it leans: each thickness is fitted in turn and judged by patterns it has not seen."""
+"""How thick a specimen is, how it leans, how large the source is: each fitted and judged by patterns held out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -15,7 +16,12 @@ from mepdiff_core.fit_settings import ThicknessConfig
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import Poisson
 from mepdiff_core.multislice import Wanted
+from mepdiff_core.optics import modes_of_source
 from mepdiff_core.scan import Scan
+from mepdiff_core.settings import ModelConfig
+
+SHARE = 0.99
+"""Of the probe that the modes of a source hold: with fewer, small sources explain patterns worse than a point does."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Candidate:
     Attributes:
         thickness_A: Å; slices: what it was cut into.
         tilt_mrad: (y, x) by which columns lean on their way down.
+        source_size_A: full width at half maximum of the source's image on the specimen, Å; probe_modes: taken for it.
         heldout: Poisson loss of the held-out patterns, nats an electron.
         nats_above: of all held-out patterns together, above the best candidate's: less than some tens say nothing.
     """
@@ -34,6 +41,8 @@ class Candidate:
     tilt_mrad: tuple[float, float]
     heldout: float
     nats_above: float = 0.0
+    source_size_A: float = 0.0
+    probe_modes: int = 1
 
     @property
     def slice_thickness_A(self) -> float:
@@ -65,26 +74,40 @@ def fit_thickness(
     config = config or ThicknessConfig()
     fit, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
     tried = np.linspace(config.lowest_A, config.highest_A, config.candidates)
-    total, done = config.candidates * config.iterations, 0
+    models = _models(scan, config)
+    total, done = config.candidates * len(models) * config.iterations, 0
     candidates: tuple[Candidate, ...] = ()
-    for thickness in tried.tolist():
+    for thickness, model in product(tried.tolist(), models):
         slices = max(1, round(thickness / config.slice_thickness_A))
-        one = _Fit(scan, config, slices, thickness / slices, device)
+        one = _Fit(scan, replace(config, model=model), slices, thickness / slices, device)
+        note = f"{thickness:.3g} Å in {slices} slices"
+        note += f", source of {model.source_size_A:g} Å" if len(models) > 1 else ""
         for step in range(1, config.iterations + 1):
             one.go_through(fit, step)
             done += 1
             if step == config.iterations:
-                found = Candidate(thickness, slices, one.tilt, one.misfit(held))
+                source = (model.source_size_A, model.probe_modes)
+                found = Candidate(thickness, slices, one.tilt, one.misfit(held), 0.0, *source)
                 electrons = scan.electrons_per_pattern * float(one.model.measured(held).sum())
                 candidates = _ranked((*candidates, found), electrons)
-            yield ThicknessStep(done, total, f"{thickness:.3g} Å in {slices} slices", candidates)
+            yield ThicknessStep(done, total, note, candidates)
+
+
+def _models(scan: Scan, config: ThicknessConfig) -> list[ModelConfig]:
+    """The model with each size of the source that is to be tried."""
+    model = config.model
+    if not config.source_sizes_A:
+        return [model]
+    grid, pixel = scan.n_pixels * model.window * model.sampling, scan.pixel_size_A / model.sampling
+    return [
+        replace(model, source_size_A=size, probe_modes=modes_of_source(scan.optics, grid, pixel, size, SHARE))
+        for size in config.source_sizes_A
+    ]
 
 
 def _ranked(candidates: tuple[Candidate, ...], electrons: float) -> tuple[Candidate, ...]:
     lowest = min(c.heldout for c in candidates)
-    return tuple(
-        Candidate(c.thickness_A, c.slices, c.tilt_mrad, c.heldout, (c.heldout - lowest) * electrons) for c in candidates
-    )
+    return tuple(replace(c, nats_above=(c.heldout - lowest) * electrons) for c in candidates)
 
 
 class _Fit:

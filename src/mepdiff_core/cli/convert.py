@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mepdiff_core.cli.common import ProgressBar, add_json, emit
@@ -39,10 +40,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("file", metavar="FILE", help="what the microscope wrote")
     parser.add_argument("out", metavar="OUT.h5", help="the scan file to write")
     add_calibration(parser)
+    parser.add_argument("--ptyrad-params", metavar="FILE.yaml", help="calibration and scan shape of PtyRAD's parameter file")
     add_reading(parser)
-    parser.add_argument(
-        "--clip", action="store_true", help="make pixels that are negative or not a number 0, and say how many there were"
-    )
+    add_clip(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -58,7 +58,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
+def add_reading(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--scan-shape",
         type=int,
@@ -72,6 +72,12 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size", type=int, metavar="N", help="cut patterns, or pad them with zeros, to N x N about their middle"
+    )
+
+
+def add_clip(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--clip", action="store_true", help="make pixels that are negative or not a number 0, and say how many there were"
     )
 
 
@@ -105,11 +111,17 @@ def calibration_lines(settled: Settled) -> list[str]:
     return lines + [f"  {name:{width}} {'?':12} --calibrate {settled.ask(name)}" for name in settled.missing]
 
 
-def run(arguments: argparse.Namespace) -> None:
+def write_scan(file: str, out: str | Path, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Convert a file as the options say, with a bar; the result as values, and in words."""
+    from mepdiff_core.config import merge
     from mepdiff_core.convert import convert
 
+    options, calibration = read_options(arguments), read_calibration(arguments)
+    if arguments.ptyrad_params is not None:
+        options, known = _by_ptyrad(file, arguments.ptyrad_params, options)
+        calibration = merge(known, calibration)
     state = None
-    loop = convert(arguments.file, arguments.out, read_calibration(arguments), read_options(arguments))
+    loop = convert(file, out, calibration, options)
     with ProgressBar("convert", "pattern") as bar, contextlib.closing(loop):
         for state in loop:
             if state.seconds > 1:
@@ -118,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
     assert state.scan is not None
     rows, columns = state.scan.shape
     n = state.scan.n_pixels
-    lines = [f"{arguments.out}: {rows} x {columns} patterns of {n} x {n} px", *calibration_lines(state.settled)]
+    lines = [f"{out}: {rows} x {columns} patterns of {n} x {n} px", *calibration_lines(state.settled)]
     lines.append(f"  {state.scan.electrons_per_pattern:.6g} electrons a pattern")
     if "electrons_per_pattern" not in state.settled.values:
         lines[-1] += " on the detector; those that missed it are not counted, give electrons_per_pattern if you know better"
@@ -127,7 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
     notes = state.scan.info["converted"].get("notes", [])
     lines += [f"  note: {note}" for note in notes]
     result = {
-        "file": str(arguments.out),
+        "file": str(out),
         "shape": [rows, columns, n, n],
         "calibration": {name: {"value": f.value, "source": f.source} for name, f in state.settled.values.items()},
         "electrons_per_pattern": state.scan.electrons_per_pattern,
@@ -135,4 +147,24 @@ def run(arguments: argparse.Namespace) -> None:
         "notes": notes,
         "seconds": state.seconds,
     }
-    emit(arguments, result, "\n".join(lines))
+    return result, "\n".join(lines)
+
+
+def _by_ptyrad(file: str, params_path: str, options: ScanOptions) -> tuple[ScanOptions, dict[str, Any]]:
+    """Options and calibration with what PtyRAD's parameter file says of a file put in."""
+    from dataclasses import replace
+
+    from mepdiff_core.ptyrad_params import read_ptyrad_params
+    from mepdiff_core.readers import open_raw
+
+    params = read_ptyrad_params(params_path)
+    rows, columns, _ = params.shape
+    if options.scan_shape is None and rows is not None and columns is not None:
+        options = replace(options, scan_shape=(int(rows), int(columns)))
+    with open_raw(file, options) as raw:
+        return options, params.calibration_of_file(options.size or raw.patterns.shape[3])
+
+
+def run(arguments: argparse.Namespace) -> None:
+    result, text = write_scan(arguments.file, arguments.out, arguments)
+    emit(arguments, result, text)

@@ -17,6 +17,7 @@ from mepdiff_core.cli.common import (
     say,
     stopped_run,
 )
+from mepdiff_core.cli.convert import add_clip, add_reading
 from mepdiff_core.reconstruction import DEFAULT_METHOD
 
 EPILOG = """\
@@ -45,6 +46,9 @@ examples:
   mepdiff reconstruct scan.h5 --method adam --set engine=fast --probe probe.h5 --out run-fast
   mepdiff reconstruct scan.h5 --method crystal --composition LiMnPO4 --out run-crystal
   mepdiff reconstruct scan.h5 --method proximal --prior prior/last.safetensors --samples 4 --out run-samples
+  mepdiff reconstruct scan.mib --out run --calibration microscope.yaml --calibrate scan_step_A=0.4
+
+A microscope's file is converted first, to RUN.h5 beside the run folder; what it does not say has to be given by --calibrate.
 """
 SAMPLERS = ("dps", "proximal", "mepdiff")
 SOLVERS = ("crystal", "mepdiff")
@@ -67,7 +71,7 @@ def add_parser(commands: Any) -> None:
         description="Reconstruct the phase volume of a 4D-STEM scan into a run folder, with metrics and a report.",
         epilog=EPILOG,
     )
-    parser.add_argument("scan", metavar="SCAN.h5", help="the scan file")
+    parser.add_argument("scan", metavar="SCAN", help="the scan file, or a microscope's")
     parser.add_argument(
         "--method", metavar="NAME", help="one of those below (default: mepdiff, or that of the run to go on with)"
     )
@@ -126,6 +130,9 @@ def add_parser(commands: Any) -> None:
         metavar="FILE.yaml",
         help="settings and calibration of PtyRAD's parameter file; what it wants done to the scan: mepdiff prepare",
     )
+    reading = parser.add_argument_group("a microscope's file (see mepdiff convert)")
+    add_reading(reading)
+    add_clip(reading)
     add_device(parser)
     add_settings(parser, "method's settings")
     parser.add_argument(
@@ -143,6 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings, calibration = read_settings(arguments), {}
     if arguments.method is None and arguments.resume and (Path(arguments.out) / "run.yaml").exists():
         arguments.method = read_yaml(Path(arguments.out) / "run.yaml").get("method")
+    foreign = _converted(arguments)
     if arguments.ptyrad_params is not None:
         from mepdiff_core.ptyrad_params import read_ptyrad_params
         from mepdiff_core.scan import load_scan
@@ -159,8 +167,9 @@ def run(arguments: argparse.Namespace) -> None:
         if getattr(arguments, option) is not None:
             settings[name] = getattr(arguments, option)
     settings = merge(settings, _settings_of_method(arguments))
-    calibration = merge(calibration, read_yaml(arguments.calibration) if arguments.calibration else {})
-    calibration = merge(calibration, parse_assignments(arguments.calibrate, "--calibrate"))
+    if not foreign:  # else it is in the scan file
+        calibration = merge(calibration, read_yaml(arguments.calibration) if arguments.calibration else {})
+        calibration = merge(calibration, parse_assignments(arguments.calibrate, "--calibrate"))
     with StateBar(arguments.method) as bar:
         try:
             made = Run(
@@ -185,6 +194,34 @@ def run(arguments: argparse.Namespace) -> None:
     lines += [f"{made.folder.path}/{name}" for name in CELLS if (made.folder.path / name).exists()]
     text = "\n".join([*lines, f"{made.folder.path}/report.html"])
     emit(arguments, {"folder": str(made.folder.path), **made.metrics}, text)
+
+
+def _converted(arguments: argparse.Namespace) -> bool:
+    """Whether the scan is a microscope's file: then a scan file is made of it, beside the run folder, and taken instead."""
+    from mepdiff_core.cli.convert import write_scan
+    from mepdiff_core.config import check
+    from mepdiff_core.readers import is_foreign
+    from mepdiff_core.reconstruction import method_config
+
+    if not is_foreign(arguments.scan):
+        given = [name for name in ("scan_shape", "key", "axes", "size", "clip") if getattr(arguments, name)]
+        for name in given:
+            check(False, f"--{name.replace('_', '-')} is for a microscope's file; {arguments.scan} is none: leave it out")
+        return False
+    file, folder = arguments.scan, Path(arguments.out)
+    arguments.scan = str(folder.parent / f"{folder.name}.h5")
+    if arguments.resume:
+        check(Path(arguments.scan).exists(), f"{arguments.scan}, made of {file}, is not there any more; leave out --resume")
+        return True
+    check(
+        not Path(arguments.scan).exists(),
+        f"{arguments.scan} is there already, as what {file} was converted to; reconstruct that, or take it away",
+    )
+    check(not folder.exists() or not any(folder.iterdir()), f"{folder} exists already; give another folder with --out")
+    if arguments.ptyrad_params is None:  # a slip is told before the long work
+        method_config(str(arguments.method or DEFAULT_METHOD), read_settings(arguments))
+    say(write_scan(file, arguments.scan, arguments)[1])
+    return True
 
 
 def _settings_of_method(arguments: argparse.Namespace) -> dict[str, Any]:
