@@ -127,7 +127,7 @@ def test_the_background_is_added_to_every_pixel(clean: Scan, phase: torch.Tensor
 
 def test_deviance_is_scipys_in_float64(noisy: AtomWaves, phase: torch.Tensor) -> None:
     expected = noisy.predict(noisy.transmission(phase), SOME)
-    counts = noisy.counts[torch.as_tensor(SOME)].double().numpy()
+    counts = noisy.measured.at(SOME).double().numpy()
     assert (counts == 0).any()
     theirs = kl_div(counts, expected.double().numpy()).sum((1, 2))
     assert noisy.deviance(expected, SOME) == pytest.approx(theirs, rel=1e-12)
@@ -168,7 +168,7 @@ def test_quadratic_is_the_misfits_expansion(noisy: AtomWaves, phase: torch.Tenso
     assert (np.abs(gradient) > 2 * np.sqrt(np.diag(fisher))).all()
     assert (np.abs(gradient - slopes) < 0.02 * np.sqrt(np.diag(fisher))).all()
     jacobian = torch.stack(columns)
-    counts = noisy.counts[torch.as_tensor(SOME)].double()
+    counts = noisy.measured.at(SOME).double()
     weight = (2 * expected + counts + 0.1) / (3 * expected * (expected + 0.1 / 3))
     numeric = ((jacobian * weight.ravel()) @ jacobian.T).numpy()
     scale = np.sqrt(np.diag(numeric))
@@ -190,7 +190,7 @@ def test_products_carry_the_waves_to_second_order(noisy: AtomWaves, phase: torch
     assert gradient[:3] == pytest.approx(plain[1], rel=1e-5)
     assert curvature[:3, :3] == pytest.approx(plain[2], rel=1e-5)
     expected = noisy.predict(noisy.transmission(weak), SOME).double()
-    excess = 1 - noisy.counts[torch.as_tensor(SOME)].double() / expected
+    excess = 1 - noisy.measured.at(SOME).double() / expected
     step = 0.04
 
     def weighed(*amounts: float) -> float:

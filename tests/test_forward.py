@@ -226,24 +226,24 @@ def test_chunks_do_not_matter(small_scan: Scan, truth: torch.Tensor) -> None:
 def test_gradient_is_finite_at_zero_residual_and_zero_counts(small_scan: Scan, truth: torch.Tensor, name: str) -> None:
     model = ForwardModel(small_scan, 4, 1.6)
     likelihood = make_likelihood(name)
-    own = model.predict(truth, np.arange(len(model.patterns)))
-    model.patterns = torch.fft.ifftshift(own + (1e-10 if name == "amplitude" else 1e-7), dim=(-2, -1))
+    own = model.predict(truth, np.arange(model.n_patterns))
+    model.patterns.held = torch.fft.ifftshift(own + (1e-10 if name == "amplitude" else 1e-7), dim=(-2, -1))
     _, gradient, _ = model.loss_and_gradient(truth, BATCH, likelihood)
     assert torch.isfinite(gradient).all()
-    model.patterns = torch.zeros_like(model.patterns)
-    model.patterns[:, 0, 0] = 1.0  # a pattern with all of its electrons in one pixel
+    model.patterns.held = torch.zeros_like(model.patterns.held)
+    model.patterns.held[:, 0, 0] = 1.0  # a pattern with all of its electrons in one pixel
     _, gradient, _ = model.loss_and_gradient(torch.zeros_like(truth), BATCH, likelihood)
     assert torch.isfinite(gradient).all()
 
 
 def test_poisson_gradient_vanishes_where_the_model_made_the_data(model64: ForwardModel, truth: torch.Tensor) -> None:
-    patterns = model64.patterns
+    patterns = model64.patterns.held
     indices = np.arange(len(patterns))
     clean = model64.predict(truth.double(), indices) + make_likelihood("poisson").background  # type: ignore[attr-defined]
     _, noisy, _ = model64.loss_and_gradient(truth.double(), indices, make_likelihood("poisson"))
-    model64.patterns = torch.fft.ifftshift(clean, dim=(-2, -1))
+    model64.patterns.held = torch.fft.ifftshift(clean, dim=(-2, -1))
     _, gradient, _ = model64.loss_and_gradient(truth.double(), indices, make_likelihood("poisson"))
-    model64.patterns = patterns
+    model64.patterns.held = patterns
     assert gradient.norm() < 1e-9 * noisy.norm()
 
 

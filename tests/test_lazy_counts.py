@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mepdiff_core import forward, lazy_counts, preparation
+from mepdiff_core import lazy_counts, measured, preparation
 from mepdiff_core import scan as scan_module
+from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.baselines import run_adam
 from mepdiff_core.errors import InputError
 from mepdiff_core.lazy_counts import FileCounts, MadeCounts, is_lazy
@@ -31,7 +32,7 @@ QUICK = replace(ADAM_BEST, engine="fast", iterations=3, patience=None, batch_siz
 @pytest.fixture
 def lazily(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every scan is a large one."""
-    for module, name in ((scan_module, "LAZY_FROM_BYTES"), (preparation, "LAZY_FROM_BYTES"), (forward, "HELD_BYTES")):
+    for module, name in ((scan_module, "LAZY_FROM_BYTES"), (preparation, "LAZY_FROM_BYTES"), (measured, "HELD_BYTES")):
         monkeypatch.setattr(module, name, 0)
 
 
@@ -62,10 +63,22 @@ def test_a_lazy_scan_is_the_scan(lazy: Scan, small_scan: Scan) -> None:
 
 def test_a_reconstruction_is_the_same_to_the_bit(lazy: Scan, small_scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     *_, from_file = run_adam(lazy, QUICK)
-    monkeypatch.setattr(forward, "HELD_BYTES", 1 << 31)
+    monkeypatch.setattr(measured, "HELD_BYTES", 1 << 31)
     *_, in_memory = run_adam(small_scan, QUICK)
     assert np.array_equal(from_file.volume, in_memory.volume)
     assert (from_file.loss, from_file.heldout) == (in_memory.loss, in_memory.heldout)
+
+
+def test_the_crystal_solvers_misfit_is_the_same(lazy: Scan, small_scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    atoms = np.array([[2.0, 2.5, 1.5], [4.0, 1.0, 3.0]]), np.array([38, 22])
+    some, misfits = np.array([3, 40, 17]), []
+    for scan, at_most in ((lazy, 0), (small_scan, 1 << 31)):
+        monkeypatch.setattr(measured, "HELD_BYTES", at_most)
+        waves = AtomWaves(scan, 4, 1.6)
+        assert (waves.measured.held is None) == (at_most == 0)
+        misfits.append(waves.misfit(waves.transmission(waves.draw(*atoms)), some))
+        assert waves.changed(slices=3).measured is waves.measured
+    assert np.array_equal(*misfits)
 
 
 def test_ptyrad_says_that_it_cannot(lazy: Scan) -> None:

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from mepdiff_core.config import check
 from mepdiff_core.crystals import Atoms
+from mepdiff_core.measured import MeasuredPatterns
 from mepdiff_core.multislice import Multislice, detector_indices
 from mepdiff_core.optics import frequencies, make_probe, propagator
 from mepdiff_core.renderer import Renderer
 from mepdiff_core.scan import Scan
 
-WINDOW = 2
-NARROWER = 2
+WINDOW, NARROWER = 2, 2
 """What one atom changes is carried in windows so many times narrower: it starts where the beam is, and goes not far."""
 DRAWN_A, MODEL_A = 0.1, 0.135
 """Largest pixels of the drawing and of the waves; coarser ones cost hundreds of nats on strong crystals."""
@@ -108,6 +108,7 @@ class AtomWaves:
         background_electrons: a pixel.
         device: where to compute.
         imaging: what is known beyond the scan.
+        measured: the scan's patterns, where another model has them already.
 
     Attributes:
         positions_A: (positions, 2) of the beam as (y, x).
@@ -123,6 +124,7 @@ class AtomWaves:
         background_electrons: float = BACKGROUND_ELECTRONS,
         device: torch.device | str = "cpu",
         imaging: Imaging = Imaging(),
+        measured: MeasuredPatterns | None = None,
     ) -> None:
         self.scan, self.imaging = scan, imaging
         n, pixel = scan.n_pixels, scan.pixel_size_A
@@ -163,8 +165,7 @@ class AtomWaves:
         )
         self.electrons = scan.electrons_per_pattern
         self.background = background_electrons / self.electrons
-        counts = np.fft.ifftshift(scan.patterns(), axes=(-2, -1)).astype(np.float32)
-        self.counts = torch.as_tensor(counts).to(self.device)
+        self.measured = measured or MeasuredPatterns(scan, self.device)
         self._amplitude = math.sqrt(self.waves.gain) / self.grid
         self._wide, self._narrow = (
             _Windows(self.waves, n, side, self._amplitude) for side in (self.grid, self.grid // NARROWER)
@@ -175,8 +176,8 @@ class AtomWaves:
         slices, imaging = slices or self.slices, imaging or self.imaging
         if (slices, imaging) == (self.slices, self.imaging):
             return self
-        electrons = self.background * self.electrons
-        return AtomWaves(self.scan, slices, self.slice_thickness_A, electrons, self.device, imaging)
+        background, thickness = self.background * self.electrons, self.slice_thickness_A
+        return AtomWaves(self.scan, slices, thickness, background, self.device, imaging, self.measured)
 
     def _bandwidth(self, grid: int) -> npt.NDArray[np.bool_]:
         ky, kx = frequencies(grid, self.model_pixel_A)
@@ -247,7 +248,7 @@ class AtomWaves:
 
     def deviance(self, expected: Tensor, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
         """(positions,) sums of expected - counts + counts log(counts / expected), in float64."""
-        counts = self.counts[torch.as_tensor(indices, device=self.device)].double()
+        counts = self.measured.at(indices).double()
         expected = expected.double()
         terms = expected - counts + torch.special.xlogy(counts, counts / expected)
         return np.asarray(terms.sum((-2, -1)).cpu().numpy())
@@ -293,8 +294,7 @@ class AtomWaves:
             before, spectrum = self._forward(transmission, part)
             amplitude = self._amplitudes(spectrum)
             expected = self._expected(amplitude)
-            counts = self.counts[torch.as_tensor(part, device=self.device)]
-            twice = amplitude * (2 * self.electrons)
+            counts, twice = self.measured.at(part), amplitude * (2 * self.electrons)
             count = len(sources) + sum(len(pairs_of(group)) for group in groups)
             rows = torch.zeros(count, *expected.shape, device=self.device)
             kept: dict[int, Tensor] = {}
@@ -444,7 +444,7 @@ class AtomWaves:
             for few in _chunks(part, PATTERNS_AT_ONCE):
                 spectrum, behind = self.waves.exit_spectrum(transmission, few, keep=True)
                 expected = self.waves.intensity(spectrum) + self.background
-                counts = self.counts[torch.as_tensor(few, device=self.device)] / self.electrons
+                counts = self.measured.at(few) / self.electrons
                 self.waves.adjoint(transmission, few, spectrum, behind, self.electrons * (1 - counts / expected), gradient)
             return gradient[0]
 

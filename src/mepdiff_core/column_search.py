@@ -159,7 +159,7 @@ class ColumnSearch:
             yield from self.emit("projection", f"projection, pass {step.step} of {step.total}")
 
         even = AtomWaves(scan, EVEN_SLICES, self.thickness_A / EVEN_SLICES, device=self.device)
-        waves = AtomWaves(scan, self.slices, self.config.slice_thickness_A, device=self.device)
+        waves = AtomWaves(scan, self.slices, self.config.slice_thickness_A, device=self.device, measured=even.measured)
         columns = self._columns(projected, even)
         if columns is None:
             yield from self._give_up("no lattice: the projection does not repeat within the field, so this is no crystal")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mepdiff_core.config import check
 from mepdiff_core.likelihood import Likelihood, sum64
+from mepdiff_core.measured import MeasuredPatterns
 from mepdiff_core.multislice import Further, Multislice, Wanted, detector_indices
 from mepdiff_core.optics import make_probe_modes, propagator
 from mepdiff_core.scan import Scan
@@ -23,8 +24,6 @@ V = TypeVar("V", bound=np.generic)
 
 CPU_CHUNK = 16
 """Patterns at once on a CPU: their waves stay in its cache."""
-HELD_BYTES = 1 << 31
-"""Patterns of fewer bytes, as float32, are held on the device."""
 DEVICE_CHUNK_BYTES = 2e9
 """Memory that the waves of the patterns at once may take on any other device."""
 
@@ -110,11 +109,8 @@ class ForwardModel:
         self.pixel_size_A = pixel
         self.set_tilt(config.tilt_mrad)
         self.device, self.real_dtype = self.multislice.device, self.multislice.real_dtype
-        # where they are few, on the device; else each mini-batch is read when its turn comes
         self.n_patterns, self.pattern_pixels = scan.n_patterns, n * n
-        self._scan = scan
-        held = 4 * scan.n_patterns * n * n < HELD_BYTES
-        self.patterns: Tensor | None = self._read(np.arange(scan.n_patterns)) if held else None
+        self.patterns = MeasuredPatterns(scan, self.device, self.real_dtype, scan.electrons_per_pattern)
         self._scales: dict[Likelihood, npt.NDArray[np.float64]] = {}
         self.chunk = CPU_CHUNK
         if self.device.type != "cpu":
@@ -235,14 +231,7 @@ class ForwardModel:
 
     def _data(self, indices: npt.NDArray[np.integer]) -> Tensor:
         """(positions, ky, kx) measured fractions of the beam, zero frequency at the corner."""
-        if self.patterns is None:
-            return self._read(indices)
-        return self.patterns[torch.as_tensor(indices, device=self.device)]
-
-    def _read(self, indices: npt.NDArray[np.integer]) -> Tensor:
-        patterns = np.fft.ifftshift(self._scan.patterns_at(indices), axes=(-2, -1)).astype(np.float32)
-        patterns /= np.float32(self._scan.electrons_per_pattern)
-        return torch.as_tensor(patterns).to(self.device, self.real_dtype)
+        return self.patterns.at(indices)
 
     def _data_scale(self, likelihood: Likelihood, indices: npt.NDArray[np.integer]) -> float:
         return float(self._scales[likelihood][indices].sum())

@@ -61,13 +61,13 @@ class PtyRADEngine:
             "PtyRAD models the detector's own window and pixel; use engine fast for model window or sampling above 1",
         )
         check(
-            model.patterns is not None,
+            model.patterns.held is not None,
             f"PtyRAD holds all {model.n_patterns} patterns in memory, and these are too large; use engine=fast",
         )
-        assert model.patterns is not None
+        assert model.patterns.held is not None
         waves = model.multislice
         device = str(waves.device)
-        patterns = torch.fft.fftshift(model.patterns, dim=(-2, -1)).cpu().numpy()
+        patterns = torch.fft.fftshift(model.patterns.held, dim=(-2, -1)).cpu().numpy()
         n_positions, n = len(patterns), waves.n
         init: dict[str, Any] = {
             "measurements": patterns,
