@@ -12,7 +12,7 @@ import torch
 from mepdiff_core.arrays import save_arrays
 from mepdiff_core.candidates import heldout_deviance
 from mepdiff_core.diffusion import DiffusionConfig
-from mepdiff_core.ensemble import coverage, judge_ensemble, outlines
+from mepdiff_core.ensemble import SIMULATED, coverage, judge_ensemble, outlines, spread_in_words
 from mepdiff_core.errors import InputError
 from mepdiff_core.memory import device_memory, memory_in_words
 from mepdiff_core.prior_card import DATA_FILE, read_card
@@ -42,6 +42,28 @@ def test_samples_that_agree_too_well_cover_too_little() -> None:
     assert coverage(narrow, drawn[0], ~mask) == pytest.approx(0.95, abs=0.01)
     with pytest.raises(InputError, match="two samples or more, got 1"):
         coverage(narrow[:1], drawn[0])
+
+
+def test_atoms_are_counted_apart() -> None:
+    """A spread that is right in the background and a quarter of what it should be at the few atoms."""
+    rng = np.random.default_rng(1)
+    truth = np.zeros((4, 100, 100))
+    truth[:, ::5, ::5] = 4.0
+    drawn = truth + rng.normal(0, 0.1, (5, 4, 100, 100))
+    truth_drawn = truth + rng.normal(0, 0.1, truth.shape)
+    at = truth > 1
+    drawn[:, at] = drawn[:, at].mean(0) + 0.25 * (drawn[:, at] - drawn[:, at].mean(0))
+    assert coverage(drawn, truth_drawn) == pytest.approx(0.935, abs=0.01)
+    assert coverage(drawn, truth_drawn, atoms=True) < 0.6
+
+
+def test_what_is_known_of_a_method_is_said_without_a_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIMULATED, "dps", (0.9, 0.41))
+    words = spread_in_words(4, None, "dps")
+    assert "On simulated crystals, 90 % of the illuminated voxels lay where 95 % should, of those with atoms 41 %" in words
+    assert words.endswith("too small for a confidence interval.")
+    assert "has not been measured" in spread_in_words(4, None, "another")
+    assert "Measured against this scan's truth, 95 % of" in spread_in_words(4, (0.95, 0.94), "dps")
 
 
 def test_samples_are_ranked_by_patterns_that_none_was_fitted_to(small_scan: Scan) -> None:

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from mepdiff_core.crystals import cut_box
-from mepdiff_core.figures import COLORS, GAMMA, INK, MUTED, PowerNorm, plain_axis, without_ticks
+from mepdiff_core.figures import COLORS, GAMMA, INK, MUTED, plain_axis, without_ticks
 from mepdiff_core.page import save_figure
 from mepdiff_core.posterior import ILLUMINATED
 from mepdiff_core.projection import illumination
@@ -166,7 +167,9 @@ def picture(
         image = axis.imshow(found[z] - truth[z], cmap="RdBu_r", vmin=-limit, vmax=limit)
         axis.set_title(f"error, tiles {name}", fontsize=9, color=INK)
         without_ticks(axis)
-    figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01).set_label("rad", fontsize=8)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01)
+    bar.set_label("rad", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     below = figure.add_subplot(grid[1, :])
     for number, (name, (values,)) in enumerate(profiles.items()):
         color, at = COLORS[number], faces(layouts[name], 2)

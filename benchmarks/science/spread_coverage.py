@@ -33,7 +33,7 @@ CLASSES = ("all", "atoms", "background")
 COLUMNS = (
     *("scan", "method", "samples", "expected_1", "expected_2"),
     *(f"{name}_{k}" for name in CLASSES for k in (1, 2)),
-    *("in_95", "error_rad", "spread_rad", "seconds", "verdict"),
+    *("in_95", "atoms_in_95", "error_rad", "spread_rad", "seconds", "verdict"),
 )
 
 
@@ -81,6 +81,7 @@ def measure(path: Path, method: str, count: int) -> dict[str, Any]:
             row[f"{name}_{k}"] = f"{within[voxels].mean():.3f}"
     return row | {
         "in_95": f"{coverage(samples, truth, lit):.3f}",
+        "atoms_in_95": f"{coverage(samples, truth, lit, atoms=True):.3f}",
         "error_rad": f"{np.sqrt(np.mean(error**2)):.4f}",
         "spread_rad": f"{np.sqrt(np.mean(spread**2)):.4f}",
         "seconds": f"{time.perf_counter() - began:.0f}",

@@ -21,6 +21,8 @@ NOMINAL = 0.95
 """Of the truth that an interval ought to hold."""
 FEW = 8
 """Of fewer normal samples the standard deviation is wrong by more than a quarter as a rule: 1 / sqrt(2 (k - 1))."""
+SIMULATED: dict[str, tuple[float, float]] = {}
+"""What was found instead, of all voxels and of those with atoms, by method, on simulated crystals (docs/method.md)."""
 
 
 def outlines(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.float64]]:
@@ -81,17 +83,27 @@ def errors_and_spread(
     return true - true.mean() - inside.mean(0), inside.std(0, ddof=1)
 
 
-def coverage(samples: Volumes, truth: Volumes, illuminated: npt.NDArray[np.bool_] | None = None) -> float:
+def coverage(
+    samples: Volumes, truth: Volumes, illuminated: npt.NDArray[np.bool_] | None = None, atoms: bool = False
+) -> float:
     """Part of the voxels whose true phase lies where 95 % of the truth should lie, if it were one more sample.
 
     The interval is mean ± t s sqrt(1 + 1/k) with s the spread of k samples and t Student's of k - 1: exact for normal
-    samples, however few they are. Arguments are those of ``errors_and_spread``.
+    samples, however few they are.
+
+    Args:
+        samples, truth, illuminated: as for ``errors_and_spread``.
+        atoms: only voxels where atoms are; there are few of them, and their coverage drowns in the background's.
     """
     from scipy.stats import t
 
+    from mepdiff_core.metrics import atom_mask
+
     error, spread = errors_and_spread(samples, truth, illuminated)
     reach = float(t.ppf(0.5 + NOMINAL / 2, len(samples) - 1)) * np.sqrt(1 + 1 / len(samples))
-    return float(np.mean(np.abs(error) <= reach * spread))
+    within = np.abs(error) <= reach * spread
+    counted = atom_mask(truth)[:, np.ones(truth.shape[1:], bool) if illuminated is None else illuminated]
+    return float(np.mean(within[counted] if atoms else within))
 
 
 @dataclass(frozen=True)
@@ -101,13 +113,14 @@ class Ensemble:
     Attributes:
         samples: (k, z, y, x), rad, the one first that the held-out patterns like best (as drawn where none were held out).
         deviances: of the held-out patterns, in that order; empty without any.
-        covered: part of the illuminated voxels whose truth lies where 95 % should; None where the truth is not known.
+        covered: part of the illuminated voxels whose truth lies where 95 % should, and the same of those with atoms; None
+            where the truth is not known.
         words: what their spread means.
     """
 
     samples: Volumes
     deviances: list[float]
-    covered: float | None
+    covered: tuple[float, float] | None
     words: str
 
     @property
@@ -143,8 +156,8 @@ def judge_ensemble(
         samples, deviances = samples[order], [found[i] for i in order]
     truth = None if scan is None else scan.truth
     if truth is not None and truth.phase.shape == samples.shape[1:] and abs(truth.voxel_size_A[0] - thickness) < 1e-6:
-        covered = coverage(samples, truth.phase, illuminated)
-    return Ensemble(samples, deviances, covered, spread_in_words(len(samples), covered))
+        covered = coverage(samples, truth.phase, illuminated), coverage(samples, truth.phase, illuminated, atoms=True)
+    return Ensemble(samples, deviances, covered, spread_in_words(len(samples), covered, record.get("method")))
 
 
 def read_ensemble(run: RunSummary, scans: Sequence[Path] = ()) -> Ensemble:
@@ -168,18 +181,22 @@ def read_ensemble(run: RunSummary, scans: Sequence[Path] = ()) -> Ensemble:
     return judge_ensemble(drawn, run.record, scan_of(run, scans), illuminated)
 
 
-def spread_in_words(count: int, covered: float | None) -> str:
-    """What the spread of samples means, and whether it has been measured."""
+def spread_in_words(count: int, covered: tuple[float, float] | None, method: str | None = None) -> str:
+    """What the spread of samples means, and what is known of its worth."""
     words = (
         f"The spread is how far {count} samples differ: it tells what the patterns leave open to this method, and nothing of"
         " what the method itself gets wrong."
     )
     if count < FEW:
         words += f" {count} are few: the spread at a voxel is a rough guess; draw {FEW} or more to judge by it."
-    if covered is None:
+    known = covered or SIMULATED.get(method or "")
+    if known is None:
         return f"{words} Whether the truth lies within it has not been measured: it is no confidence interval."
-    verdict = "" if covered >= 0.9 else ": too small for a confidence interval"
+    share, of_atoms = known
+    verdict = "" if min(known) >= 0.9 else ": too small for a confidence interval"
+    where = "Measured against this scan's truth" if covered else "On simulated crystals"
+    lie = "lie" if covered else "lay"
     return (
-        f"{words} Measured against this scan's truth, {100 * covered:.0f} % of the illuminated voxels lie where"
-        f" {100 * NOMINAL:.0f} % should{verdict}."
+        f"{words} {where}, {100 * share:.0f} % of the illuminated voxels {lie} where {100 * NOMINAL:.0f} % should, of those"
+        f" with atoms {100 * of_atoms:.0f} %{verdict}."
     )
