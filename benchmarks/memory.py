@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py                      128 x 128 patterns of 256 x 256 px
     python benchmarks/memory.py --scan 256 --keep large.h5
+    python benchmarks/memory.py --keep large.h5 --methods crystal proximal dps adam-best --seconds 300
 
 The scan is made up: shifted disks with counting noise, written a row at a time. Writing and reading are processes of their
 own, so that the peak is that of reading alone.
@@ -10,10 +11,12 @@ own, so that the peak is that of reading alone.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -83,14 +86,38 @@ def read(path: Path, batches: int) -> None:
     tell(f"{batches} mini-batches of 32, 2 slices")
 
 
+def follow(path: Path, method: str, seconds: float) -> None:
+    """Print the peak of a method's first so many seconds, and how far it came."""
+    from mepdiff_core.reconstruction import reconstruct
+    from mepdiff_core.scan import load_scan
+
+    began, came = time.perf_counter(), "no state yet"
+
+    def end() -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"{method:12} {came:40} {time.perf_counter() - began:6.0f} s   peak {peak:5.2f} GB", flush=True)
+        os._exit(0)
+
+    threading.Timer(seconds, end).start()
+    settings = {} if method in ("crystal", "mepdiff", "dps", "proximal") else {"engine": "fast"}
+    for state in reconstruct(load_scan(path), method, **settings):
+        came = f"state {state.step} of {state.total} {state.note}"
+    end()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scan", type=int, default=128, help="positions along each side (default 128)")
     parser.add_argument("--pixels", type=int, default=256, help="pixels along each side of a pattern (default 256)")
     parser.add_argument("--batches", type=int, default=30, help="mini-batches (default 30)")
     parser.add_argument("--keep", type=Path, metavar="FILE.h5", help="keep the scan here, or use the one that is here")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="follow these instead")
+    parser.add_argument("--seconds", type=float, default=300, help="each, at most (default 300)")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.read is not None and arguments.methods:
+        follow(arguments.read, arguments.methods[0], arguments.seconds)
+        return
     if arguments.read is not None:
         read(arguments.read, arguments.batches)
         return
@@ -100,7 +127,11 @@ def main() -> None:
             began = time.perf_counter()
             write(path, arguments.scan, arguments.pixels)
             print(f"written in {time.perf_counter() - began:.0f} s, {path.stat().st_size / 1e9:.2f} GB on disk", flush=True)
-        subprocess.run([sys.executable, __file__, "--read", str(path), "--batches", str(arguments.batches)], check=True)
+        for method in arguments.methods:
+            options = ["--methods", method, "--seconds", str(arguments.seconds)]
+            subprocess.run([sys.executable, __file__, "--read", str(path), *options], check=True)
+        if not arguments.methods:
+            subprocess.run([sys.executable, __file__, "--read", str(path), "--batches", str(arguments.batches)], check=True)
 
 
 if __name__ == "__main__":

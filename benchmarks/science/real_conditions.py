@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from mepdiff_core.baselines import run_adam
@@ -33,6 +34,7 @@ from mepdiff_core.simulate import SimulationConfig, simulate_scan
 from mepdiff_core.thickness import fit_thickness
 
 ROTATION, SHIFT, DRIFT_A, SOURCE_A, TILT, GAIN, PEDESTAL = 25.0, (2.5, -1.5), 0.3, 0.25, (5.0, -3.0), 0.25, 6.0
+VORTEX, SIZES_A = 0.25, (0.0, 0.15, 0.25, 0.35, 0.5)
 DEAD, HOT = [(30, 33), (30, 34), (22, 40), (35, 27)], [(12, 50), (32, 32), (45, 20)]
 CONFIG = SimulationConfig(
     optics=Optics(overfocus_A=60.0),
@@ -84,6 +86,25 @@ def blurred(crystal: Path) -> np.ndarray:
     return np.random.default_rng(1).poisson(np.asarray(total, np.float64) * electrons)
 
 
+def two_modes(scan: Scan) -> npt.NDArray[np.complex64]:
+    """The scan's probe and a vortex that holds a part of the beam, (2, y, x)."""
+    first = scan.get_probe()[0]
+    k = np.arange(scan.n_pixels) - scan.n_pixels // 2
+    spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(first))) * (k[:, None] + 1j * k)
+    second = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(spectrum)))
+    second /= np.linalg.norm(second)
+    return np.stack([np.sqrt(1 - VORTEX) * first, np.sqrt(VORTEX) * second]).astype(np.complex64)
+
+
+def mixed(scan: Scan) -> Scan:
+    """A beam of two modes."""
+    assert scan.truth is not None
+    model = ForwardModel(scan, 6, 1.6, probe=two_modes(scan))
+    patterns = model.predict(torch.as_tensor(scan.truth.phase), np.arange(scan.n_patterns)).numpy()
+    counts = np.random.default_rng(5).poisson(patterns * scan.electrons_per_pattern)
+    return replace(scan, counts=counts.reshape(scan.counts.shape))
+
+
 def shifted(crystal: Path) -> np.ndarray:
     """Counts of a detector that lies off by halves of a pixel: every other pixel of one twice as fine."""
     fine = simulate_scan(crystal, replace(CONFIG, detector_pixels=128, window=1, dose_e_per_A2=None)).counts
@@ -121,7 +142,11 @@ def faulty(scan: Scan) -> Scan:
 
 def cases(big: Scan, crystal: Path, best: AdamConfig) -> list[Case]:
     refine = replace(best, refine=RefineConfig(position_rate_A=0.05))
-    modes = replace(best, model=ModelConfig(probe_modes=3, source_size_A=SOURCE_A))
+    modes = replace(best, refine=RefineConfig(probe_rate=0.02, probe_modes=2))
+    wide = inner(big, blurred(crystal))
+    *_, end = fit_thickness(wide, ThicknessConfig(9.6, 9.6, 1, slice_thickness_A=3.2, source_sizes_A=SIZES_A))
+    source = end.best()
+    blur = replace(best, model=ModelConfig(probe_modes=source.probe_modes, source_size_A=source.source_size_A))
     walk = drifted(inner(big))[1]
     lean = replace(best, model=ModelConfig(tilt_mrad=TILT))
 
@@ -132,6 +157,11 @@ def cases(big: Scan, crystal: Path, best: AdamConfig) -> list[Case]:
         rest = state.refined.positions_A - (scan.positions_A - walk)
         return f"{np.sqrt(np.mean(np.sum((rest - rest.mean(0)) ** 2, axis=1))):.3f} Å rms left of {DRIFT_A} Å"
 
+    def two(scan: Scan, state: Any) -> str:
+        found, true = (probe.reshape(len(probe), -1) for probe in (state.refined.probe, two_modes(scan)))
+        fidelity = np.linalg.svd(found.conj() @ true.T, compute_uv=False).sum() ** 2
+        return f"{np.sum(np.abs(found[1]) ** 2):.1%} in the second, fidelity {fidelity:.3f}"
+
     def pixels(scan: Scan, _: Any) -> str:
         found = scan.info["prepared"][-1]["found"]
         right = [
@@ -141,7 +171,7 @@ def cases(big: Scan, crystal: Path, best: AdamConfig) -> list[Case]:
 
     def tilt(scan: Scan, _: Any) -> str:
         words = []
-        for times in (1, 4):
+        for times in (1, 2, 4):
             config = ThicknessConfig(9.6 * times, 9.6 * times, 1, slice_thickness_A=3.2, tilt=True)
             *_, end = fit_thickness(tilted(inner(big), times), config)
             off = np.subtract(end.best().tilt_mrad, TILT)
@@ -173,12 +203,13 @@ def cases(big: Scan, crystal: Path, best: AdamConfig) -> list[Case]:
             lambda s, r: "{:+.2f}, {:+.2f} px off".format(*np.add(value("mean_shift_px")(s, r), SHIFT)),
         ),
         Case("positions drift, 0.3 Å rms", lambda s: drifted(s)[0], keep, refine, left),
+        Case(f"two probe modes, {VORTEX:.0%} in a vortex", mixed, keep, modes, two),
         Case(
-            f"source of {SOURCE_A} Å, three probe modes",
-            lambda s: inner(big, blurred(crystal)),
+            f"source of {SOURCE_A} Å",
+            lambda s: wide,
             keep,
-            modes,
-            lambda s, r: "given",
+            blur,
+            lambda s, r: f"{source.source_size_A:g} Å of {', '.join(f'{size:g}' for size in SIZES_A)}",
         ),
         Case("tilt of 5, -3 mrad", tilted, keep, lean, tilt),
         Case("dead and hot pixels", faulty, PrepareConfig(fill_bad_pixels=True), best, pixels),
