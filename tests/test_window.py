@@ -23,7 +23,7 @@ import vendor_files as vendor
 
 pytest.importorskip("napari")
 from napari.utils.notifications import Notification, notification_manager
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QCoreApplication, QEvent, Qt
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QLabel, QPushButton
 
@@ -678,12 +678,13 @@ def test_a_hundred_starts_and_stops_leave_nothing_behind(
 def test_widgets_of_a_closed_dock_are_freed(window: Window, small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, counting(limit=3))
     held = work_through(window, small_file)
-    assert len(held) == len(STEPS) + 5
+    assert len(held) == len(STEPS) + 7
     window.load = window.optics = window.reconstruct = None  # type: ignore[assignment]
     for step in STEPS:
         dock_of(window, step).parent().destroyOnClose()
 
     def freed() -> bool:
+        QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)  # as the main loop of an application would
         gc.collect()
         return not any(each() is not None for each in held.values())
 
@@ -705,7 +706,8 @@ def work_through(window: Window, path: Path) -> dict[str, Any]:
     window.wait(lambda: results.verdict.text().startswith("Choose a second run"))
     results.profiles.show_column(3.0, 3.0)
     results.script().close()
-    parts = [reconstruct.queue, reconstruct.task, reconstruct.watch, reconstruct.playback, results.profiles]
+    parts = [docks[0].convert, docks[1].prepare, results.profiles]
+    parts += [reconstruct.queue, reconstruct.task, reconstruct.watch, reconstruct.playback]
     return {type(each).__name__: weakref.ref(each) for each in (*docks, *parts)}
 
 
