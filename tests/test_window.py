@@ -7,6 +7,7 @@ import gc
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import vendor_files as vendor
 
 pytest.importorskip("napari")
 from napari.utils.notifications import Notification, notification_manager
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QCoreApplication, QEvent, Qt
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QLabel, QPushButton
 
@@ -672,6 +673,42 @@ def test_a_hundred_starts_and_stops_leave_nothing_behind(
 
 
 # taking it along
+
+
+def test_widgets_of_a_closed_dock_are_freed(window: Window, small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, counting(limit=3))
+    held = work_through(window, small_file)
+    assert len(held) == len(STEPS) + 7
+    window.load = window.optics = window.reconstruct = None  # type: ignore[assignment]
+    for step in STEPS:
+        dock_of(window, step).parent().destroyOnClose()
+
+    def freed() -> bool:
+        QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)  # as the main loop of an application would
+        gc.collect()
+        return not any(each() is not None for each in held.values())
+
+    window.wait(freed, 10)
+
+
+def dock_of(window: Window, step: str) -> Any:
+    """A dock's widget, without the proxy that napari puts round it."""
+    return window.viewer.window.dock_widgets[f"{step} (MEP-Diffusion)"].__wrapped__
+
+
+def work_through(window: Window, path: Path) -> dict[str, Any]:
+    """Use every dock; weak references to them and to their larger parts."""
+    window.open(path)
+    window.run_to_end()
+    docks = [dock_of(window, step) for step in STEPS]
+    reconstruct, results = docks[2], docks[3]
+    results.choose([*results.runs])
+    window.wait(lambda: results.verdict.text().startswith("Choose a second run"))
+    results.profiles.show_column(3.0, 3.0)
+    results.script().close()
+    parts = [docks[0].convert, docks[1].prepare, results.profiles]
+    parts += [reconstruct.queue, reconstruct.task, reconstruct.watch, reconstruct.playback]
+    return {type(each).__name__: weakref.ref(each) for each in (*docks, *parts)}
 
 
 def test_what_is_copied_runs_and_gives_the_same_volume(window: Window, small_file: Path, tmp_path: Path) -> None:

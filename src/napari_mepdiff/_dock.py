@@ -15,6 +15,8 @@ from mepdiff_core.errors import explain
 
 WIDTH = 350
 """Every dock is readable at this width, in pixels."""
+_waiting: set[Callable[..., None]] = set()
+"""What Qt calls when a dock is destroyed: held here, or a garbage collection may clear it first and Qt call a ruin."""
 
 
 class Dock(QWidget):
@@ -61,12 +63,18 @@ class Dock(QWidget):
         clean_up, mine = self._clean_up, weakref.ref(self)
 
         def closed(*_: object) -> None:
+            _waiting.discard(closed)
             clean_up()
+            application = QApplication.instance()
+            if application is not None:
+                with contextlib.suppress(TypeError, RuntimeError):  # nothing was connected, or it is gone
+                    application.aboutToQuit.disconnect(clean_up)
             widget = mine()
             if widget is not None:
                 with contextlib.suppress(RuntimeError):  # Qt has deleted it already
                     widget.deleteLater()
 
+        _waiting.add(closed)
         parent.destroyed.connect(closed)
 
 

@@ -240,13 +240,16 @@ class Task(QObject):
             if self.noisy is None:
                 beside = -GAP * volume.shape[2] * self.run.folder.record["voxel_size_A"][2]
                 self.noisy = self._layer(f"{self.name}, noisy", None, {"beside": beside}, beside)
-            if self.noisy.layer is None or self.noisy.there:
+            first = self.noisy.layer is None
+            if first or self.noisy.there:
+                active = self._viewer.layers.selection.active
                 self.noisy.show(noisy, self.in_front)
+                self._viewer.layers.selection.active = active
+            if first and self.in_front and not self._viewer.canvas.grid.enabled:
+                frame(self._viewer)  # it may lie beyond what was seen so far
         if self.volume.layer is None:
             self.volume.show(volume, self.in_front)
             self._look_in_3d()
-            if noisy is not None and self.in_front and not self._viewer.canvas.grid.enabled:
-                frame(self._viewer)  # the noisy volume may lie beyond what was seen so far
         elif self.volume.there:
             self.volume.show(volume)
 
