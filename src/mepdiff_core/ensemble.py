@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Volumes = npt.NDArray[np.floating]
 NOMINAL = 0.95
 """Of the truth that an interval ought to hold."""
-SIMULATED: dict[str, tuple[float, float]] = {}
+SIMULATED = {"dps": (0.90, 0.63), "proximal": (0.48, 0.37)}
 """What was found instead, of all voxels and of those with atoms, by method, on simulated crystals (docs/method.md)."""
 
 
