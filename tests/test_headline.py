@@ -87,7 +87,7 @@ def test_doses_and_thicknesses_are_told_apart() -> None:
     assert [s["ssim_2d"] for s in means] == pytest.approx([0.5, 0.6, 0.3, 0.4, 0.9, 1.0])
     lines = headline(rows, ["adam", "dps"]).splitlines()
     assert len(lines) == 3
-    assert lines[1].startswith("12.8 Å, 1e+04 e/Å²: Mean SSIM of slices over 1 specimens")
+    assert lines[1].startswith("12.8 Å, 1e+04 e/Å²: Mean SSIM of slices over 1 specimen")
     assert [c["specimens"] for c in classes(rows, ["adam"])] == [s["specimens"] for s in means[::2]]
     assert sweep(rows, ["dps"])["dps"] == [
         (6.4, None, 0.6, 0.6, 0.6),

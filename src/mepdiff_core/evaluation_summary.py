@@ -129,7 +129,9 @@ def headline(rows: Sequence[Row], methods: Sequence[str]) -> str:
     for method, values in scores.items():
         low, high = interval(values)
         words.append(f"{method} {np.mean(values):.3f} ({low:.3f} to {high:.3f})")
-    over = f"{count} specimens" if count == asked else f"the {count} of {asked} specimens that all methods finished"
+    over = "1 specimen" if count == 1 else f"{count} specimens"
+    if count < asked:
+        over = f"the {count} of {asked} specimens that all methods finished"
     text = f"Mean SSIM of slices over {over}, with bootstrap intervals of 95 %: {', '.join(words)}."
     base, best = best_of(rows, methods)
     if base is not None and best is not None:
