@@ -81,8 +81,8 @@ class Scan:
         thickness_A: specimen thickness, Å; None where nobody knows it yet.
         probe: (modes, y, x) complex64, its intensity summing to 1; None means: make it from ``optics``.
         truth: what a simulated scan was made from.
-        blind: (ky, kx) pixels that no fit is to believe (a beam stop, dead regions); None: none.
         info: where the scan comes from (crystal, seed, software), for the record.
+        blind: (ky, kx) pixels that no fit is to believe (a beam stop, dead regions); None: none.
 
     Raises:
         InputError: shapes that do not fit together, NaN or negative counts, impossible optics.
@@ -96,8 +96,8 @@ class Scan:
     thickness_A: float | None = None
     probe: npt.NDArray[np.complex64] | None = None
     truth: Truth | None = None
-    blind: npt.NDArray[np.bool_] | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    blind: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         shape = self.counts.shape
