@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from mepdiff_core.config import check
 from mepdiff_core.errors import reading
+from mepdiff_core.volume_files import read_volume
 
 
 def read_blind_pixels(path: str | Path, n_pixels: int) -> npt.NDArray[np.bool_]:
@@ -17,13 +18,12 @@ def read_blind_pixels(path: str | Path, n_pixels: int) -> npt.NDArray[np.bool_]:
     Raises:
         InputError: no such picture, one of another size, or one in which every pixel is blind.
     """
-    import tifffile
-
     path = Path(path)
     check(path.is_file(), f"{path}: no such file")
     check(path.suffix.lower() in (".npy", ".tif", ".tiff"), f"{path}: expected a picture of the detector, .npy or .tif")
     with reading(path, "a picture of the detector"):
-        picture = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else tifffile.imread(path)
+        numpy = path.suffix.lower() == ".npy"
+        picture = np.load(path, allow_pickle=False) if numpy else np.squeeze(read_volume(path), 0)
         blind = np.asarray(picture != 0)
     check(
         blind.shape == (n_pixels, n_pixels),
