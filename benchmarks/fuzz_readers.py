@@ -144,7 +144,8 @@ def _write_scan(path: Path) -> None:
     truth = Truth(np.ones((2, 8, 9), np.float32), (1.6, 0.2, 0.2), (0.0, 0.0, 0.0))
     probe = np.full((1, 16, 16), 1 / 16, np.complex64)
     optics, positions = Optics(semiangle_mrad=10.0), raster_positions((3, 4), 0.5)
-    save_scan(Scan(vendor.make_counts(), positions, optics, 0.08, 1e4, 3.2, probe, truth, {"seed": 1}), path)
+    blind = np.eye(16, dtype=bool)
+    save_scan(Scan(vendor.make_counts(), positions, optics, 0.08, 1e4, 3.2, probe, truth, {"seed": 1}, blind), path)
 
 
 def _write_ptyrad(path: Path) -> None:

@@ -109,7 +109,8 @@ class ForwardModel:
         self.pixel_size_A = pixel
         self.set_tilt(config.tilt_mrad)
         self.device, self.real_dtype = self.multislice.device, self.multislice.real_dtype
-        self.n_patterns, self.pattern_pixels = scan.n_patterns, n * n
+        blind = 0 if scan.blind is None else int(scan.blind.sum())
+        self.n_patterns, self.pattern_pixels = scan.n_patterns, n * n - blind
         self.patterns = MeasuredPatterns(scan, self.device, self.real_dtype, scan.electrons_per_pattern)
         self._scales: dict[Likelihood, npt.NDArray[np.float64]] = {}
         self.chunk = CPU_CHUNK
@@ -169,7 +170,8 @@ class ForwardModel:
                 data = self._data(part)
                 self._note_scale(likelihood, part, data)
                 spectrum, _ = self.multislice.exit_spectrum(transmission, part)
-                total += sum64(likelihood.terms(self.multislice.intensity(spectrum), data)[0])
+                terms, _ = likelihood.terms(self.multislice.intensity(spectrum), data)
+                total += sum64(self.patterns.believed(terms))
         return likelihood.finish(total, self._data_scale(likelihood, indices), len(indices) * self.pattern_pixels)[0]
 
     def loss_and_gradient(
@@ -208,6 +210,7 @@ class ForwardModel:
                 self._note_scale(likelihood, part, data)
                 spectrum, waves = self.multislice.exit_spectrum(transmission, part, keep=True)
                 terms, dloss = likelihood.terms(self.multislice.intensity(spectrum), data)
+                terms, dloss = self.patterns.believed(terms), self.patterns.believed(dloss)
                 totals += torch.tensor([sum64(t) for t in terms], dtype=torch.float64)
                 parts.append(self.multislice.adjoint(transmission, part, spectrum, waves, dloss, gradient, wanted))
             scale, n_pixels = self._data_scale(likelihood, indices), len(indices) * self.pattern_pixels

@@ -18,6 +18,7 @@ from mepdiff_core.bright_disk import disk_centres, disk_places, find_disk, hard_
 from mepdiff_core.calibration import calibrate, calibration_of
 from mepdiff_core.config import check, to_dict
 from mepdiff_core.detector_faults import fill_pixels, find_background, find_bad_pixels, find_gain
+from mepdiff_core.detector_mask import read_blind_pixels
 from mepdiff_core.lazy_counts import LAZY_FROM_BYTES, MadeCounts, is_lazy
 from mepdiff_core.optics import off_axis_probe
 from mepdiff_core.patterns import bin_pixels, cut_or_pad, mirror, shift
@@ -107,7 +108,10 @@ class _Preparation:
             shifts=np.zeros((*scan.shape, 2)),
         )
         n = scan.n_pixels
-        self._bad = np.zeros((n, n), bool)
+        self._bad, self._unseen = np.zeros((n, n), bool), scan.blind
+        if config.blind is not None:
+            own = read_blind_pixels(config.blind, n)
+            self._unseen = own if scan.blind is None else own | scan.blind
         self._k_step, self._optics = scan.k_step_invA, scan.optics
         self._raw_sum, self._raw_square = np.zeros((n, n)), np.zeros((n, n))
         self._row_sums: list[npt.NDArray[np.float64]] = []
@@ -169,6 +173,11 @@ class _Preparation:
         if self.found.background or self.found.gain != 1 or config.noise_floor:
             electrons = (patterns.astype(np.float32) - np.float32(self.found.background)) * np.float32(self.found.gain)
             patterns = np.where(electrons > config.noise_floor, electrons, np.float32(0))
+        return self._framed(patterns)
+
+    def _framed(self, patterns: Patterns) -> Patterns:
+        """Patterns (n, ky, kx) mirrored and cut out."""
+        config = self.config
         patterns = mirror(patterns, config.flip_ky, config.flip_kx, config.transpose)
         if config.detector_crop is not None:
             top, bottom, left, right = config.detector_crop
@@ -216,14 +225,17 @@ class _Preparation:
 
     def _place(self, row: int) -> Patterns:
         """(scan_x, ky, kx) of a scan row as it will be, but for a mirroring that the rotation may find."""
-        config, patterns = self.config, self._clean(row)
+        return self._placed(self._clean(row), self.found.shifts[row])
+
+    def _placed(self, patterns: Patterns, shifts: npt.NDArray[np.float64]) -> Patterns:
+        config = self.config
         if config.centre == "keep" and config.detector_crop is not None:
             n, (top, bottom, left, right) = self.scan.n_pixels, config.detector_crop
             check(
                 n // 2 - top == (bottom - top) // 2 and n // 2 - left == (right - left) // 2,
                 f"detector_crop {list(config.detector_crop)} moves zero frequency from the middle; set centre too",
             )
-        moves = self.found.shifts[row] + (config.bin - 1) / 2  # binned pixels have their centres elsewhere
+        moves = shifts + (config.bin - 1) / 2  # binned pixels have their centres elsewhere
         whole = config.subpixel != "interpolate"
         moves = np.round(moves) if whole else np.where(np.abs(moves) < SMALLEST_SHIFT, 0.0, moves)
         if np.ptp(moves, axis=0).max() < 1e-9:
@@ -277,6 +289,16 @@ class _Preparation:
             self.config.rotation == "mirror",
         )
 
+    def _blind(self) -> npt.NDArray[np.bool_] | None:
+        """(ky, kx) pixels of the finished patterns that a blind one has part in, in any pattern."""
+        if self._unseen is None:
+            return None
+        framed = self._framed(self._unseen[None].astype(np.float32))
+        shifts = np.unique(self.found.shifts.reshape(-1, 2), axis=0)
+        blind = np.any([self._placed(framed, each[None])[0] > 1e-3 for each in shifts], axis=0)
+        turned = self.found.rotation is not None and self.found.rotation.mirrored
+        return np.asarray(blind.T if turned else blind, np.bool_)
+
     def _make_row(self, row: int) -> Patterns:
         patterns = self._place(row)
         if self.found.rotation is not None and self.found.rotation.mirrored:
@@ -310,6 +332,7 @@ class _Preparation:
             electrons_per_pattern=beam,
             probe=scan.probe if same and not mirrored else None,
             truth=None,
+            blind=self._blind(),
         )
         if config.subpixel == "probe":
             prepared = self._with_aperture_off(prepared)

@@ -14,6 +14,8 @@ class PrepareConfig:
 
     Attributes:
         scan_crop: first row, row after the last, first column, column after the last of the positions to keep; null: all.
+        blind: picture of the detector as it is in the file, .npy or .tif: pixels that are not 0 (a beam stop, dead rows) are
+            left out of every fit; null: none.
         fill_bad_pixels: find dead and hot pixels, and fill them from their neighbours.
         background: counts a pixel to take away; null: what the detector's corners see.
         electrons_per_count: gain of the detector; null: found from the counting noise.
@@ -37,6 +39,7 @@ class PrepareConfig:
     """
 
     scan_crop: tuple[int, int, int, int] | None = None
+    blind: str | None = None
     fill_bad_pixels: bool = False
     background: float | None = 0.0
     electrons_per_count: float | None = 1.0

@@ -63,6 +63,8 @@ def in_words(config: PrepareConfig, found: Found, before: Scan, after: Scan) -> 
         lines.append(f"positions cut out: {after.shape[0]} x {after.shape[1]} of {before.shape[0]} x {before.shape[1]}")
     if found.dead is not None and found.hot is not None:
         lines.append(f"{found.dead.sum()} dead and {found.hot.sum()} hot pixels filled from their neighbours")
+    if config.blind is not None and after.blind is not None:
+        lines.append(f"{after.blind.sum()} pixels of a finished pattern are blind, by {config.blind}")
     if found.background:
         how = "found and taken away" if config.background is None else "taken away"
         lines.append(f"background {found.background:.5g} counts a pixel {how}")

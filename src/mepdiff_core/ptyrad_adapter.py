@@ -64,6 +64,7 @@ class PtyRADEngine:
             model.patterns.held is not None,
             f"PtyRAD holds all {model.n_patterns} patterns in memory, and these are too large; use engine=fast",
         )
+        check(model.patterns.seen is None, "PtyRAD believes every pixel, and the scan has blind ones; use engine=fast")
         assert model.patterns.held is not None
         waves = model.multislice
         device = str(waves.device)

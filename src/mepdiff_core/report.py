@@ -52,14 +52,15 @@ def judge(
     fit, held = split_patterns(scan.n_patterns, heldout_fraction, seed)
     tensor = torch.as_tensor(np.array(volume))
     electrons, background = scan.electrons_per_pattern, Poisson().background
+    seen = np.ones((scan.n_pixels,) * 2, bool) if scan.blind is None else ~scan.blind
     result: dict[str, Any] = {}
     for r_name, deviance_name, indices in (("r_factor", "deviance", fit), ("r_heldout", "deviance_heldout", held)):
         result[r_name] = result[deviance_name] = None
         parts = np.array_split(indices, -(-len(indices) * scan.n_pixels**2 // JUDGED_AT_ONCE)) if len(indices) else []
         values, weights = [], []
         for part in parts:
-            predicted = judge.predict(tensor, part).cpu().numpy() * electrons
-            measured = scan.patterns_at(part).astype(np.float64)
+            predicted = judge.predict(tensor, part).cpu().numpy()[:, seen] * electrons
+            measured = scan.patterns_at(part)[:, seen].astype(np.float64)
             values.append((r_factor(predicted, measured), poisson_deviance(predicted, measured, background * electrons)))
             weights.append((max(float(np.sqrt(measured).sum()), 1e-300), len(part)))
         if parts:

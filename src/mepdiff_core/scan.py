@@ -82,6 +82,7 @@ class Scan:
         probe: (modes, y, x) complex64, its intensity summing to 1; None means: make it from ``optics``.
         truth: what a simulated scan was made from.
         info: where the scan comes from (crystal, seed, software), for the record.
+        blind: (ky, kx) pixels that no fit is to believe (a beam stop, dead regions); None: none.
 
     Raises:
         InputError: shapes that do not fit together, NaN or negative counts, impossible optics.
@@ -96,6 +97,7 @@ class Scan:
     probe: npt.NDArray[np.complex64] | None = None
     truth: Truth | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    blind: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         shape = self.counts.shape
@@ -133,6 +135,9 @@ class Scan:
             )
             power = float(np.sum(np.abs(self.probe.astype(np.complex128)) ** 2))
             check(abs(power - 1) < 1e-3, f"the probe's intensity sums to {power:.4g}; divide the probe by the root of that")
+        if self.blind is not None:
+            fits = self.blind.shape == shape[2:] and self.blind.dtype == np.bool_ and not self.blind.all()
+            check(fits, f"blind has shape {self.blind.shape}; expected {shape[2:]}, true or false, and not all true")
         if self.truth is not None:
             check(self.truth.phase.ndim == 3, f"truth/phase has shape {self.truth.phase.shape}; expected (z, y, x)")
             for name in ("voxel_size_A", "origin_A"):
@@ -233,6 +238,8 @@ def _write_all_but_counts(file: Any, scan: Scan) -> None:
     write_about(file, scan)
     if scan.probe is not None:
         file.create_dataset("probe", data=scan.probe)
+    if scan.blind is not None:
+        file.create_dataset("blind", data=scan.blind.astype(np.uint8))
     if scan.truth is not None:
         phase = file.create_dataset(
             "truth/phase", data=scan.truth.phase, compression="gzip", compression_opts=4, shuffle=True
@@ -332,6 +339,7 @@ def _load_own(path: str | Path) -> Scan:
                 "thickness_A": float(file.attrs["thickness_A"]) if "thickness_A" in file.attrs else None,
                 "probe": _array(file, "probe", "uifc").astype(np.complex64) if "probe" in file else None,
                 "truth": truth,
+                "blind": _array(file, "blind", "u") != 0 if "blind" in file else None,
                 "info": info,
             }
         return Scan(**values)

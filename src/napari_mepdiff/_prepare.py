@@ -59,7 +59,7 @@ class Prepare(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(4)
         column.addWidget(words("Steps come in this order. Each is on the record of the scan and of its runs."))
-        self.form = ConfigForm(PrepareConfig(), missing=FOUND | dict.fromkeys(KEPT, "as it is"))
+        self.form = ConfigForm(PrepareConfig(), missing={"blind": "none"} | FOUND | dict.fromkeys(KEPT, "as it is"))
         self.form.value_changed.connect(self._show)
         column.addWidget(self.form)
         row = QHBoxLayout()
