@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +39,7 @@ KNOWN = {
     "k_step_invA": 0.08,
     "electrons_per_count": 1.0,
 }
-STRUCTURE = """data_x
-_cell_length_a 3.905
-_cell_length_b 3.905
-_cell_length_c 3.905
-_cell_angle_alpha 90
-_cell_angle_beta 90
-_cell_angle_gamma 90
-_symmetry_space_group_name_H-M 'P m -3 m'
-loop_
-_atom_site_label
-_atom_site_type_symbol
-_atom_site_fract_x
-_atom_site_fract_y
-_atom_site_fract_z
-Sr1 Sr 0 0 0
-Ti1 Ti 0.5 0.5 0.5
-O1 O 0.5 0.5 0
-"""
+STRUCTURE = (resources.files("mepdiff_core") / "data" / "SrTiO3.cif").read_text()
 POSCAR = "SrTiO3\n3.905\n1 0 0\n0 1 0\n0 0 1\nSr Ti O\n1 1 3\nDirect\n0 0 0\n.5 .5 .5\n.5 .5 0\n.5 0 .5\n0 .5 .5\n"
 XYZ = (
     '5\nLattice="3.905 0 0 0 3.905 0 0 0 3.905" Properties=species:S:1:pos:R:3 pbc="T T T"\nSr 0 0 0\n'

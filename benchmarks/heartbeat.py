@@ -67,8 +67,24 @@ def main() -> None:
         measure(folder, arguments.pairs, arguments.states)
 
 
-def measure(folder: str, pairs: int, states: int) -> None:
+def open_window(folder: str) -> tuple[Any, Any]:
+    """A viewer with the sample scan confirmed, and its Reconstruct dock; runs of one thread go below a folder."""
     import napari
+
+    from napari_mepdiff._all_steps import open_all_steps
+    from napari_mepdiff._preferences import preferences
+
+    viewer = napari.Viewer(show_welcome_screen=False)
+    preferences().runs_folder = f"{folder}/runs"
+    preferences().threads = 1
+    viewer.open_sample("napari-mepdiff", "strontium_titanate")
+    load, _, dock, *_ = open_all_steps(viewer)
+    dock.parent().raise_()
+    load.confirm.click()
+    return viewer, dock
+
+
+def measure(folder: str, pairs: int, states: int) -> None:
     import numpy as np
     import torch
     from qtpy.QtCore import QEventLoop, QTimer
@@ -77,21 +93,12 @@ def measure(folder: str, pairs: int, states: int) -> None:
     from mepdiff_core.reconstruction import METHODS, Method
     from mepdiff_core.runs import Run
     from mepdiff_core.settings import AdamConfig
-    from napari_mepdiff._all_steps import open_all_steps
-    from napari_mepdiff._preferences import preferences
     from napari_mepdiff._sample_data import SAMPLE
     from napari_mepdiff._task import Task, record
 
     torch.set_num_threads(1)
-    config = AdamConfig(iterations=states)
-    METHODS["synthetic"] = Method("a benchmark", config, synthetic)
-    viewer = napari.Viewer(show_welcome_screen=False)
-    preferences().runs_folder = f"{folder}/runs"
-    preferences().threads = 1
-    viewer.open_sample("napari-mepdiff", "strontium_titanate")
-    load, _, dock, *_ = open_all_steps(viewer)
-    dock.parent().raise_()
-    load.confirm.click()
+    METHODS["synthetic"] = Method("a benchmark", AdamConfig(iterations=states), synthetic)
+    viewer, dock = open_window(folder)
     dock.method.setCurrentText("synthetic")
     beats: list[float] = []
     timer = QTimer()

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from heartbeat import synthetic
+from heartbeat import open_window, synthetic
 
 RATE = 20
 
@@ -40,25 +40,16 @@ def main() -> None:
 
 
 def measure(folder: str, minutes: float, every: float) -> None:
-    import napari
     import numpy as np
     import psutil
     from qtpy.QtCore import QEventLoop, QTimer
 
     from mepdiff_core.reconstruction import METHODS, Method
     from mepdiff_core.settings import AdamConfig
-    from napari_mepdiff._all_steps import open_all_steps
-    from napari_mepdiff._preferences import preferences
 
     endless = AdamConfig(iterations=10_000_000, engine="fast", seed=1)
     METHODS["synthetic"] = Method("a benchmark", endless, streaming)
-    viewer = napari.Viewer(show_welcome_screen=False)
-    preferences().runs_folder = f"{folder}/runs"
-    preferences().threads = 1
-    viewer.open_sample("napari-mepdiff", "strontium_titanate")
-    load, _, dock, *_ = open_all_steps(viewer)
-    dock.parent().raise_()
-    load.confirm.click()
+    viewer, dock = open_window(folder)
     dock.queue_view.at_once.setValue(2)
     for method in ("synthetic", "adam"):
         dock.method.setCurrentText(method)

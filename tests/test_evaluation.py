@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,7 @@ from mepdiff_core.simulate import SimulationConfig
 from mepdiff_core.states import CrystalState
 
 Capture = pytest.CaptureFixture[str]
-CRYSTAL = """data_SrTiO3
-_cell_length_a 3.905
-_cell_length_b 3.905
-_cell_length_c 3.905
-_cell_angle_alpha 90
-_cell_angle_beta 90
-_cell_angle_gamma 90
-_symmetry_space_group_name_H-M 'P m -3 m'
-loop_
-_atom_site_label
-_atom_site_type_symbol
-_atom_site_fract_x
-_atom_site_fract_y
-_atom_site_fract_z
-Sr1 Sr 0 0 0
-Ti1 Ti 0.5 0.5 0.5
-O1 O 0.5 0.5 0
-"""
+CRYSTAL = (resources.files("mepdiff_core") / "data" / "SrTiO3.cif").read_text()
 QUICK = {"engine": "fast", "iterations": 2, "patience": None}
 TINY: dict[str, Any] = {"origin_A": None, "scan_shape": (2, 3), "detector_pixels": 64, "thickness_A": 3.2}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from guidance import fill
+from guidance import compare
 
 CHOICES: dict[str, dict[str, Any]] = {
     "adam, 200 passes": {"method": "adam", "engine": "fast", "heldout_fraction": 0.05},
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    fill(arguments.out, arguments.scans, CHOICES)
+    compare(arguments.out, arguments.scans, CHOICES)
 
 
 if __name__ == "__main__":

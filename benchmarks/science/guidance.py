@@ -9,14 +9,15 @@ a second call goes on. Seconds are those of the processor, parted into network a
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from table import fill
 
 from mepdiff_core.reconstruction import method_config, reconstruct
 from mepdiff_core.report import judge
@@ -56,23 +57,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     names = arguments.only.split(";") if arguments.only else list(CHOICES)
-    fill(arguments.out, arguments.scans, {name: CHOICES[name] for name in names})
+    compare(arguments.out, arguments.scans, {name: CHOICES[name] for name in names})
 
 
-def fill(out: Path, scans: Sequence[Path], choices: Mapping[str, Mapping[str, Any]]) -> None:
-    """Rows of a table, those that it lacks."""
-    new = not out.exists()
-    rows = [] if new else list(csv.DictReader(out.open(encoding="utf-8")))
-    done = {(row["scan"], row["choice"]) for row in rows}
-    with out.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        for name, settings in choices.items():
-            for path in scans:
-                if (path.stem, name) not in done:
-                    writer.writerow({"scan": path.stem, "choice": name, **measure(path, name, settings)})
-                    file.flush()
+def compare(out: Path, scans: Sequence[Path], choices: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row for each choice and scan."""
+    jobs = {(path.stem, name): partial(measure, path, name, choices[name]) for name in choices for path in scans}
+    fill(out, COLUMNS, jobs)
 
 
 def measure(path: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,15 +11,16 @@ more of them. A row for each scan and method, as it comes; a second call goes on
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import t
+from table import fill
 
 from mepdiff_core.ensemble import coverage, errors_and_spread
 from mepdiff_core.metrics import atom_mask
@@ -46,18 +47,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    new = not arguments.out.exists()
-    rows = [] if new else list(csv.DictReader(arguments.out.open(encoding="utf-8")))
-    done = {(row["scan"], row["method"]) for row in rows}
-    with arguments.out.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        for method in arguments.methods.split(","):
-            for path in arguments.scans:
-                if (path.stem, method) not in done:
-                    writer.writerow({"scan": path.stem, "method": method, **measure(path, method, arguments.samples)})
-                    file.flush()
+    methods, count = arguments.methods.split(","), arguments.samples
+    jobs = {(path.stem, method): partial(measure, path, method, count) for method in methods for path in arguments.scans}
+    fill(arguments.out, COLUMNS, jobs)
 
 
 def measure(path: Path, method: str, count: int) -> dict[str, Any]:

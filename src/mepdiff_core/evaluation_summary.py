@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -49,23 +49,23 @@ def in_common(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, list[Row
     return {method: [found[key] for key in common] for method, found in finished.items()}
 
 
-def summarize(rows: Sequence[Row], methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Mean and median of every metric, by condition and method, over the specimens that all methods finished."""
-    summary = []
+def by_condition(rows: Sequence[Row], methods: Sequence[str]) -> Iterator[tuple[str, str, list[Row]]]:
+    """Each condition in words, "" where there is one only, each method, and its rows that are ``in_common``."""
     found = conditions(rows)
     for condition in found:
         here = [row for row in rows if condition_of(row) == condition]
         for method, mine in in_common(here, methods).items():
-            for label, function in (("mean", np.mean), ("median", np.median)):
-                values = {c: [float(r[c]) for r in mine if r.get(c) not in (None, "")] for c in (*METRICS, "seconds")}
-                summary.append(
-                    {
-                        "specimens": in_words(condition) if len(found) > 1 else "",
-                        "method": method,
-                        "over": f"{label} of {len(mine)}",
-                        **{c: float(function(v)) for c, v in values.items() if v},
-                    }
-                )
+            yield in_words(condition) if len(found) > 1 else "", method, mine
+
+
+def summarize(rows: Sequence[Row], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Mean and median of every metric, by condition and method, over the specimens that all methods finished."""
+    summary = []
+    for specimens, method, mine in by_condition(rows, methods):
+        values = {c: [float(r[c]) for r in mine if r.get(c) not in (None, "")] for c in (*METRICS, "seconds")}
+        for label, function in (("mean", np.mean), ("median", np.median)):
+            about = {"specimens": specimens, "method": method, "over": f"{label} of {len(mine)}"}
+            summary.append(about | {c: float(function(v)) for c, v in values.items() if v})
     return summary
 
 
@@ -149,14 +149,10 @@ def headline(rows: Sequence[Row], methods: Sequence[str]) -> str:
 def classes(rows: Sequence[Row], methods: Sequence[str]) -> list[dict[str, Any]]:
     """By condition and method, how many of the specimens that all methods finished are in which of the paper's classes."""
     table = []
-    found = conditions(rows)
-    for condition in found:
-        here = [row for row in rows if condition_of(row) == condition]
-        for method, mine in in_common(here, methods).items():
-            counts = Counter(str(r.get("failure_class") or "") for r in mine)
-            numbers = {name: str(counts[name]) for name in get_args(FailureClass)}
-            specimens = {"specimens": in_words(condition)} if len(found) > 1 else {}
-            table.append({**specimens, "method": method, **numbers})
+    for specimens, method, mine in by_condition(rows, methods):
+        counts = Counter(str(r.get("failure_class") or "") for r in mine)
+        numbers = {name: str(counts[name]) for name in get_args(FailureClass)}
+        table.append({**({"specimens": specimens} if specimens else {}), "method": method, **numbers})
     return table
 
 

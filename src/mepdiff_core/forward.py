@@ -158,7 +158,7 @@ class ForwardModel:
 
     def measured(self, indices: npt.NDArray[np.integer]) -> Tensor:
         """(positions, ky, kx) measured patterns in the units of ``predict``."""
-        shifted: Tensor = torch.fft.fftshift(self._data(indices), dim=(-2, -1))
+        shifted: Tensor = torch.fft.fftshift(self.patterns.at(indices), dim=(-2, -1))
         return shifted
 
     def loss(self, volume: Tensor, indices: npt.NDArray[np.integer], likelihood: Likelihood) -> float:
@@ -167,7 +167,7 @@ class ForwardModel:
         with torch.no_grad():
             transmission = self._transmission(volume)
             for part in self._chunks(indices):
-                data = self._data(part)
+                data = self.patterns.at(part)
                 self._note_scale(likelihood, part, data)
                 spectrum, _ = self.multislice.exit_spectrum(transmission, part)
                 terms, _ = likelihood.terms(self.multislice.intensity(spectrum), data)
@@ -206,7 +206,7 @@ class ForwardModel:
             parts: list[Further] = []
             totals = torch.zeros(len(batch), dtype=torch.float64)
             for part in self._chunks(indices):
-                data = self._data(part)
+                data = self.patterns.at(part)
                 self._note_scale(likelihood, part, data)
                 spectrum, waves = self.multislice.exit_spectrum(transmission, part, keep=True)
                 terms, dloss = likelihood.terms(self.multislice.intensity(spectrum), data)
@@ -231,10 +231,6 @@ class ForwardModel:
             return volume
         m = self.margin
         return volume[..., m:-m, m:-m]
-
-    def _data(self, indices: npt.NDArray[np.integer]) -> Tensor:
-        """(positions, ky, kx) measured fractions of the beam, zero frequency at the corner."""
-        return self.patterns.at(indices)
 
     def _data_scale(self, likelihood: Likelihood, indices: npt.NDArray[np.integer]) -> float:
         return float(self._scales[likelihood][indices].sum())
