@@ -10,7 +10,7 @@ J. Comput. Graph. Stat. 14 (2005) 795 for sampling on an approximation that the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import combinations, product
 
 import numpy as np
@@ -24,6 +24,8 @@ Labels = npt.NDArray[np.int64]
 LONGEST_LIST = 8_000
 """Arrangements of one column that are listed at most; columns of more atoms are varied a few slots at a time."""
 UNIFORM_LIST = 30_000
+PATTERNS_KEPT = 128
+"""Lists that are kept at once, a MB each at most: every period along the beam has its own."""
 CLASH_NATS = 1e6
 TARGETS = 11
 """Elements that another is compared with at once."""
@@ -324,7 +326,7 @@ def products(matter: Array) -> Array:
     return matter[:, first] * matter[:, second] * np.where(first == second, 0.5, 1.0)
 
 
-@cache
+@lru_cache(PATTERNS_KEPT)
 def _patterns(near: bytes, slots: int, kinds: int, most: int, longest: int) -> Labels:
     clash = np.frombuffer(near, bool).reshape(slots, slots)
     parts = [np.zeros((1, slots), np.int64)]
