@@ -77,6 +77,10 @@ def test_samples_are_ranked_by_patterns_that_none_was_fitted_to(small_scan: Scan
     expected = [heldout_deviance(small_scan, sample, config) for sample in found.samples]
     np.testing.assert_allclose(found.deviances, expected, rtol=1e-6)
     assert found.covered is not None
+    told = ", ".join(f"{deviance:.4f}" for deviance in expected)
+    assert found.words.startswith(
+        f"Sample 1 explains the patterns held out best; deviance a pixel, sample by sample: {told}."
+    )
     assert "Measured against this scan's truth" in found.words
     np.testing.assert_allclose(found.mean, 0.6 * truth, atol=1e-6)
     np.testing.assert_allclose(found.spread, 0.4 * truth, atol=1e-6)
@@ -89,7 +93,8 @@ def test_without_a_scan_nothing_is_claimed() -> None:
     np.testing.assert_array_equal(found.samples, samples)
     assert (found.deviances, found.covered) == ([], None)
     assert "has not been measured: it is no confidence interval" in found.words
-    assert "3 are few: the spread at a voxel is a rough guess; draw 8 or more" in found.words
+    # Student's t of two degrees of freedom, 4.303, times the root of 4 / 3
+    assert "3 are few: the spread at a voxel is a rough guess, and 95 % need 5.0 of it to either side" in found.words
     many = np.repeat(samples, 3, axis=0)
     assert "are few" not in judge_ensemble(many, record, None).words
 
