@@ -121,6 +121,14 @@ def test_memory_of_the_computer() -> None:
     assert f"of {memory.total / 1e9:.1f} GB taken" in memory_in_words("cuda")  # there is none here that was begun
 
 
+def test_memory_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the device by this name, where torch has begun to use it; free memory is what others leave."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", {"cuda:1": (20_000_000_000, 80_000_000_000)}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", {"cuda:1": 5_500_000_000}.__getitem__)
+    assert memory_in_words("cuda:1") == "Memory of cuda:1: 60.0 of 80.0 GB taken, 5.5 by this window."
+
+
 # a prior's card
 
 

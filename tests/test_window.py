@@ -492,7 +492,8 @@ def test_pause_waits_resume_goes_on_stop_stops_and_continue_goes_on(
     reached = dock._rows[-1][0]
     assert "Stopped." in dock.status.text()
     assert float(window.layer("adam-best").data.max()) == reached
-    window.press(dock.entries["Continue run"])
+    assert dock.pause_button.text() == "Continue"
+    window.press(dock.pause_button)
     window.wait(lambda: dock._rows[-1][0] > reached + 2)
     window.press(dock.stop_button)
     window.wait(lambda: dock.job is None, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,23 +27,24 @@ SMALLEST_SLICE = 160
 PAPER, INK = 30, (235, 235, 235)
 
 
-def filmed(path: str | Path, count: int) -> npt.NDArray[np.int_]:
-    """Which of so many states a movie of this name shows: all of them, a GIF ``GIF_FRAMES`` at most."""
-    return evenly_spaced(count, GIF_FRAMES if Path(path).suffix.lower() == ".gif" else count)
+def filmed(path: str | Path, archive: StateArchive) -> list[int]:
+    """Steps of the states that a movie of this name shows: of all, in a GIF of ``GIF_FRAMES`` at most."""
+    steps = archive.steps
+    return [steps[i] for i in evenly_spaced(len(steps), GIF_FRAMES)] if Path(path).suffix.lower() == ".gif" else steps
 
 
 def slice_frames(
-    archive: StateArchive, slice_thickness_A: float, most: int = 8, states: Iterable[int] | None = None
+    archive: StateArchive, slice_thickness_A: float, most: int = 8, steps: Sequence[int] | None = None
 ) -> Iterator[Frame]:
     """A frame for each state that was kept: slices of the middle of the field by depth, and below them a row of noisy ones.
 
     Args:
         most: slices at most; more are thinned out evenly.
-        states: indices of the states to show; all by default.
+        steps: of the states to show, which may be thinned out meanwhile; all by default.
     """
     limits = archive.limits()
-    for index in range(len(archive)) if states is None else states:
-        yield slice_frame(archive.get(index), limits, slice_thickness_A, most)
+    for step in archive.steps if steps is None else steps:
+        yield slice_frame(archive.nearest(step), limits, slice_thickness_A, most)
 
 
 def slice_frame(kept: Kept, limits: tuple[float, float], slice_thickness_A: float, most: int = 8) -> Frame:
@@ -77,8 +78,9 @@ def slice_frame(kept: Kept, limits: tuple[float, float], slice_thickness_A: floa
             corner = GAP + column * (width + GAP), HEAD + (first + row) * (height + GAP)
             picture.paste(tile, corner)
             label = f"{name} z = {(z + 0.5) * slice_thickness_A:.1f} A".strip()
-            style = {"font": font, "stroke_width": 2, "stroke_fill": (PAPER,) * 3}  # to be read on noise as well
-            draw.text((corner[0] + 4, corner[1] + 3), label, fill=INK, **style)
+            # the rim lets it be read on noise
+            place_of_label = corner[0] + 4, corner[1] + 3
+            draw.text(place_of_label, label, fill=INK, font=font, stroke_width=2, stroke_fill=(PAPER,) * 3)
         first += -(-len(shown) // columns)
     return np.asarray(picture)
 

@@ -100,8 +100,7 @@ class Playback(QWidget):
             self.place.setText("newest")
             self._task.show_state(None)
             return
-        steps = self._task.archive.steps  # some may have been thinned out since
-        kept = self._task.archive.get(int(np.argmin(np.abs(np.array(steps) - self._steps[index]))))
+        kept = self._task.archive.nearest(self._steps[index])
         self.place.setText(f"step {kept.step}" + ("" if kept.sigma is None else f", σ {kept.sigma:.3g}"))
         self._task.show_state(kept)
 
@@ -117,10 +116,10 @@ class Playback(QWidget):
         if self._task is None or self.filming:
             return
         archive, thickness = self._task.archive, float(self._task.request.config.slice_thickness_A)
-        states = filmed(path, len(archive))
-        frames = slice_frames(archive, thickness, states=states)
+        steps = filmed(path, archive)
+        frames = slice_frames(archive, thickness, steps=steps)
         job: Job[int, int] = Job(lambda: write_movie(path, frames), int, "mepdiff movie")
-        self._begin(path, len(states))
+        self._begin(path, len(steps))
         self.jobs.append(job)
         job.start()
         self._pump.follow(job, LOOK_HZ)
@@ -129,9 +128,9 @@ class Playback(QWidget):
         """Write one; the layers run through the states meanwhile."""
         if self._task is None or self.filming:
             return
-        states = filmed(path, len(self._task.archive))
-        self._begin(path, len(states))
-        self._film = write_movie(path, self._filmed(self._task, states))
+        steps = filmed(path, self._task.archive)
+        self._begin(path, len(steps))
+        self._film = write_movie(path, self._filmed(self._task, steps))
         self._timer.start(0)
 
     def stop(self) -> None:
@@ -152,9 +151,9 @@ class Playback(QWidget):
         if path:
             self.movie_of_view(path)
 
-    def _filmed(self, task: Task, states: Iterable[int]) -> Iterator[Any]:
-        for index in states:
-            task.show_state(task.archive.get(index))
+    def _filmed(self, task: Task, steps: Iterable[int]) -> Iterator[Any]:
+        for step in steps:
+            task.show_state(task.archive.nearest(step))
             yield np.ascontiguousarray(self._viewer.screenshot(canvas_only=True, flash=False)[..., :3])
 
     def _film_on(self) -> None:

@@ -297,7 +297,7 @@ class Task(QObject):
             if self.last is not None and self.last.verdict:
                 show_info(self.last.verdict)
         elif job.status == "stopped":
-            self.text = f"Stopped. {self.progress_text(False)} The volume stays; Continue run goes on with it."
+            self.text = f"Stopped. {self.progress_text(False)} The volume stays; Continue goes on with it."
         elif job.error is not None:
             kept = " What was reached stays in its layer." if self.volume is not None and self.volume.there else ""
             self.text = f"Failed.{kept}"
