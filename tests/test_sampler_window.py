@@ -310,6 +310,9 @@ def test_two_run_side_by_side_each_with_its_own_pause_and_stop(
         dock.queue_view.list.setCurrentRow(row)
         assert [task.volume.layer.visible for task in (first, second)] == [row == 0, row == 1]
         assert [task._outline.visible for task in (first, second)] == [row == 0, row == 1]
+    order = window.viewer.layers.index
+    for task in (first, second):  # an outline is above the volume that would cover it
+        assert order(task._outline) > order(task.volume.layer)
     window.press(dock.stop_button)
     window.wait(lambda: first.job not in dock.queue.jobs)  # ended, and the window has heard of it
     assert "Stopped." in dock.status.text()

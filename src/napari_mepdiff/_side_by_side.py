@@ -95,7 +95,7 @@ class RunLayers(QObject):
         self._shown += layers
 
     def _put_in_order(self, layers: Sequence[Any]) -> None:
-        """Let the grid, which begins with the lowest layer, have this order; other layers stay above or below them."""
+        """Let these layers have this order from the lowest one, with which a grid begins, in the places that they have."""
         wanted = iter(layers)
         order = [next(wanted) if layer in layers else layer for layer in self._viewer.layers]
         for place, layer in enumerate(order):
@@ -109,9 +109,10 @@ class RunLayers(QObject):
         there = [layer for layer in shown if layer in self._viewer.layers]
         for layer in there:
             layer.name_overlay.visible = layer.visible = False
-        for layer, visible in self._before:
-            if layer in self._viewer.layers:
-                layer.visible = visible
+        before = [(layer, visible) for layer, visible in self._before if layer in self._viewer.layers]
+        for layer, visible in before:
+            layer.visible = visible
+        self._put_in_order([layer for layer, _ in before])
         self._before = []
         truths = [layer for layer in there if "truth" in layer.metadata.get(KEY, {})]
         for layer in truths:  # one lies beside already
