@@ -221,6 +221,8 @@ def test_a_dropped_file_and_the_sample_are_taken_up(window: Window, small_file: 
     assert window.load.session.path == SAMPLE
     assert not window.load.session.confirmed
     assert window.layer("SrTiO3: ground truth").data.shape == (8, 102, 102)
+    shown = [layer.name for layer in window.viewer.layers if layer.visible]  # those before lie in the same place
+    assert shown == ["SrTiO3: virtual dark field", "SrTiO3: ground truth"]
 
 
 def test_docks_opened_later_find_the_scan_that_is_there(make_napari_viewer_proxy: Any, settings: Path) -> None:
