@@ -12,7 +12,7 @@ import torch
 from mepdiff_core.arrays import save_arrays
 from mepdiff_core.candidates import heldout_deviance
 from mepdiff_core.diffusion import DiffusionConfig
-from mepdiff_core.ensemble import SIMULATED, coverage, judge_ensemble, outlines, spread_in_words
+from mepdiff_core.ensemble import SIMULATED, coverage, judge_ensemble, outlines, rank_in_words, spread_in_words
 from mepdiff_core.errors import InputError
 from mepdiff_core.memory import device_memory, memory_in_words
 from mepdiff_core.prior_card import DATA_FILE, read_card
@@ -84,6 +84,16 @@ def test_samples_are_ranked_by_patterns_that_none_was_fitted_to(small_scan: Scan
     assert "Measured against this scan's truth" in found.words
     np.testing.assert_allclose(found.mean, 0.6 * truth, atol=1e-6)
     np.testing.assert_allclose(found.spread, 0.4 * truth, atol=1e-6)
+
+
+def test_samples_that_fit_equally_well_have_no_best_one() -> None:
+    assert rank_in_words([0.60161, 0.60164]) == (
+        "The patterns held out do not tell the samples apart: deviance 0.6016 a pixel of each."
+    )
+    assert rank_in_words([0.5 + 0.1 * k for k in range(10)]).endswith(
+        "0.5000, 0.6000, 0.7000, 0.8000, 0.9000, 1.0000, 1.1000, 1.2000 …."
+    )
+    assert rank_in_words([]) == ""
 
 
 def test_without_a_scan_nothing_is_claimed() -> None:

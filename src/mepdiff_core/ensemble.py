@@ -191,7 +191,10 @@ def rank_in_words(deviances: Sequence[float]) -> str:
     """How well samples explain the patterns held out, the best first; nothing where none were."""
     if not deviances:
         return ""
-    told = ", ".join(f"{deviance:.4f}" for deviance in deviances[:FEW]) + (" …" if len(deviances) > FEW else "")
+    figures = [f"{deviance:.4f}" for deviance in deviances]
+    if len({*figures}) == 1:
+        return f"The patterns held out do not tell the samples apart: deviance {figures[0]} a pixel of each."
+    told = ", ".join(figures[:FEW]) + (" …" if len(figures) > FEW else "")
     return f"Sample 1 explains the patterns held out best; deviance a pixel, sample by sample: {told}."
 
 
