@@ -12,7 +12,7 @@ import torch
 from mepdiff_core.arrays import save_arrays
 from mepdiff_core.candidates import heldout_deviance
 from mepdiff_core.diffusion import DiffusionConfig
-from mepdiff_core.ensemble import SIMULATED, coverage, judge_ensemble, outlines, spread_in_words
+from mepdiff_core.ensemble import SIMULATED, coverage, judge_ensemble, outlines, rank_in_words, spread_in_words
 from mepdiff_core.errors import InputError
 from mepdiff_core.memory import device_memory, memory_in_words
 from mepdiff_core.prior_card import DATA_FILE, read_card
@@ -77,9 +77,23 @@ def test_samples_are_ranked_by_patterns_that_none_was_fitted_to(small_scan: Scan
     expected = [heldout_deviance(small_scan, sample, config) for sample in found.samples]
     np.testing.assert_allclose(found.deviances, expected, rtol=1e-6)
     assert found.covered is not None
+    told = ", ".join(f"{deviance:.4f}" for deviance in expected)
+    assert found.words.startswith(
+        f"Sample 1 explains the patterns held out best; deviance a pixel, sample by sample: {told}."
+    )
     assert "Measured against this scan's truth" in found.words
     np.testing.assert_allclose(found.mean, 0.6 * truth, atol=1e-6)
     np.testing.assert_allclose(found.spread, 0.4 * truth, atol=1e-6)
+
+
+def test_samples_that_fit_equally_well_have_no_best_one() -> None:
+    assert rank_in_words([0.60161, 0.60164]) == (
+        "The patterns held out do not tell the samples apart: deviance 0.6016 a pixel of each."
+    )
+    assert rank_in_words([0.5 + 0.1 * k for k in range(10)]).endswith(
+        "0.5000, 0.6000, 0.7000, 0.8000, 0.9000, 1.0000, 1.1000, 1.2000 …."
+    )
+    assert rank_in_words([]) == ""
 
 
 def test_without_a_scan_nothing_is_claimed() -> None:
@@ -89,7 +103,8 @@ def test_without_a_scan_nothing_is_claimed() -> None:
     np.testing.assert_array_equal(found.samples, samples)
     assert (found.deviances, found.covered) == ([], None)
     assert "has not been measured: it is no confidence interval" in found.words
-    assert "3 are few: the spread at a voxel is a rough guess; draw 8 or more" in found.words
+    # Student's t of two degrees of freedom, 4.303, times the root of 4 / 3
+    assert "3 are few: the spread at a voxel is a rough guess, and 95 % need 5.0 of it to either side" in found.words
     many = np.repeat(samples, 3, axis=0)
     assert "are few" not in judge_ensemble(many, record, None).words
 
@@ -114,6 +129,14 @@ def test_memory_of_the_computer() -> None:
     assert 0 < memory.ours <= memory.total
     assert memory.used <= memory.total
     assert f"of {memory.total / 1e9:.1f} GB taken" in memory_in_words("cuda")  # there is none here that was begun
+
+
+def test_memory_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the device by this name, where torch has begun to use it; free memory is what others leave."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", {"cuda:1": (20_000_000_000, 80_000_000_000)}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", {"cuda:1": 5_500_000_000}.__getitem__)
+    assert memory_in_words("cuda:1") == "Memory of cuda:1: 60.0 of 80.0 GB taken, 5.5 by this window."
 
 
 # a prior's card

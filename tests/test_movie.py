@@ -14,7 +14,7 @@ from PIL import Image
 
 from mepdiff_core import state_archive
 from mepdiff_core.errors import InputError
-from mepdiff_core.movie import slice_frame, slice_frames, write_movie
+from mepdiff_core.movie import GIF_FRAMES, filmed, slice_frame, slice_frames, write_movie
 from mepdiff_core.state_archive import StateArchive
 from mepdiff_core.states import SampleState, State
 
@@ -118,6 +118,26 @@ def test_a_gif_has_a_frame_for_each_state(tmp_path: Path) -> None:
         movie.seek(6)
         found = np.asarray(movie.convert("RGB")).astype(int)
         assert np.abs(found - expected).mean() < 2
+
+
+def test_noise_has_one_row_below_the_slices() -> None:
+    """Eight slices in two rows, and below them four of the noisy state, the first and the last among them."""
+    archive = StateArchive()
+    noisy = np.repeat(np.arange(8, dtype=np.float32), 64).reshape(8, 8, 8)
+    archive.add(SampleState(1, 1, np.zeros_like(noisy), 1.0, 0.1, 1, sigma=1.0, noisy=noisy))
+    frame = slice_frame(archive.get(0), (0.0, 1.0), 1.6)
+    assert frame.shape[0] == 26 + 3 * 166
+    tiles = [int(frame[26 + 2 * 166 + 80, 6 + 80 + i * 166].sum()) for i in range(4)]
+    assert tiles == sorted({*tiles})
+    assert tiles[-1] == 252 + 254 + 164  # inferno's bright end
+
+
+def test_a_gif_of_many_states_is_thinned_evenly_and_an_mp4_is_not() -> None:
+    archive = filled(200)
+    steps = filmed("m.gif", archive)
+    assert (len(steps), steps[0], steps[-1]) == (GIF_FRAMES, 1, 200)
+    assert {*np.diff(steps).tolist()} == {3, 4}
+    assert filmed("m.mp4", archive) == [*range(1, 201)]
 
 
 def test_an_mp4_has_a_frame_for_each_state(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_volumes_open_where_they_lie(window: Window, runs: Path, small_scan: Sca
     window.choose(runs / "few", runs / "plain")
     window.do("Open as layers")
     window.do("Open as layers")
-    assert [layer.name for layer in window.viewer.layers] == ["small: adam-best", "small: adam"]
+    assert [layer.name for layer in window.viewer.layers] == ["small: few", "small: adam"]
     layer = window.layer("small: adam")
     np.testing.assert_array_equal(layer.data, read_summary(runs / "plain").volume().phase)
     assert small_scan.truth is not None
@@ -139,7 +139,12 @@ def test_side_by_side_and_back(window: Window, runs: Path, small_file: Path, sma
     window.press(window.results.entries["Side by side"])
     assert not window.viewer.canvas.grid.enabled
     assert all(window.layer(name).visible == visible for name, visible in before.items())
-    assert not window.layer("small: truth").visible
+    assert window.layer("small: truth") is None  # one lies beside already
+    assert [window.layer(f"small: {name}").visible for name in ("few", "more")] == [True, False]  # in the same place
+    window.do("Side by side")
+    window.viewer.canvas.grid.enabled = False  # napari's own button
+    assert not window.results.entries["Side by side"].isChecked()
+    assert [window.layer(f"small: {name}").visible for name in ("few", "more")] == [True, False]
 
 
 def test_the_difference_of_two_and_to_the_truth(window: Window, runs: Path, small_scan: Scan) -> None:
@@ -262,10 +267,9 @@ def test_samples_of_a_run_from_disk(window: Window, runs: Path, small_scan: Scan
     window.choose(folder)
     window.do("Samples")
     names = [layer.name for layer in window.viewer.layers]
-    assert names[:2] == ["small: adam-best, mean", "small: adam-best, spread"]
-    np.testing.assert_allclose(window.layer("small: adam-best, mean").data, 0.7 * truth, atol=1e-6)
-    assert names[2].startswith("small: adam-best, sample 1 (held out ")
-    np.testing.assert_allclose(window.layer(names[2]).data, truth, atol=1e-6)
+    assert names == [f"small: sampled, {kind}" for kind in ("mean", "spread", "sample 1", "sample 2")]
+    np.testing.assert_allclose(window.layer("small: sampled, mean").data, 0.7 * truth, atol=1e-6)
+    np.testing.assert_allclose(window.layer("small: sampled, sample 1").data, truth, atol=1e-6)
     assert "Measured against this scan's truth" in window.results.verdict.text()
     window.choose(runs / "few")
     window.do("Samples")

@@ -63,6 +63,18 @@ def test_crystals_form_beside_each_other_and_are_kept(dock: SamplePrior, qtbot: 
     assert {str(unit) for unit in layer.units} == {"angstrom"}
 
 
+def test_crystals_cover_nothing_that_is_there(dock: SamplePrior, qtbot: Any) -> None:
+    dock._viewer.add_image(np.ones((3, 20, 30)), scale=(1.6, 0.2, 0.2), translate=(0, -5, 7), units=("angstrom",) * 3)
+    dock._viewer.add_image(np.ones((3, 99, 99)), visible=False, units=("angstrom",) * 3)
+    dock.form.fields["steps"].setText("2")
+    dock.form._edited()
+    dock.run()
+    qtbot.waitUntil(lambda: dock.job is None, timeout=30000)
+    there, _, crystals = dock._viewer.layers
+    assert crystals.extent.world[0, 1] > there.extent.world[1, 1]
+    assert crystals.extent.world[0, 2] == pytest.approx(there.extent.world[0, 2], abs=0.2)
+
+
 def test_it_stops_within_a_step_and_keeps_what_was_reached(dock: SamplePrior, qtbot: Any, tmp_path: Path) -> None:
     dock.form.fields["steps"].setText("100000")
     dock.form._edited()

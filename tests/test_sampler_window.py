@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -260,12 +261,13 @@ def test_samples_end_as_layers_ranked_with_words_on_their_spread(
     window.wait(lambda: window.dock.job is None)
     assert small_scan.truth is not None
     truth = small_scan.truth.phase
-    names = [layer.name for layer in window.viewer.layers if ", sample " in layer.name]
-    best = next(layer for layer in window.viewer.layers if ", sample 1 (held out" in layer.name)
+    best = window.layer("small: dps, sample 1")
     np.testing.assert_allclose(best.data, truth, atol=1e-6)  # drawn as the second of three
-    told = [float(name.partition("held out ")[2].rstrip(")")) for name in names]
-    assert len(told) == 3
-    assert told == sorted(told)
+    told = re.search(r"sample by sample: ([\d., ]+)\.", window.dock.status.text())
+    assert told is not None
+    deviances = [float(word) for word in told[1].split(", ")]
+    assert len(deviances) == 3
+    assert deviances == sorted(deviances)
     np.testing.assert_allclose(window.layer("small: dps, mean").data, truth, atol=1e-6)
     np.testing.assert_allclose(window.layer("small: dps, spread").data, 0.5 * truth, atol=1e-6)
     assert not best.visible
@@ -295,19 +297,25 @@ def test_two_run_side_by_side_each_with_its_own_pause_and_stop(
     window.press(dock.queue_view.beside)
     assert window.viewer.canvas.grid.enabled
     shown = [layer.name for layer in window.viewer.layers if layer.visible]
-    assert sorted(shown) == ["small: dps", "small: dps [1]", "small: truth"]  # in the order their first states came
+    assert sorted(shown) == ["small: dps", "small: dps 2", "small: truth"]  # in the order their first states came
+    window.press(dock.run_button)
+    window.press(dock.stop_button)  # the second makes room for a third, which gets a view for its volume alone
+    window.wait(lambda: len(dock.queue.tasks[2].rows) > 2 and window.layer("small: dps 3, illuminated") is not None)
+    shown = [layer.name for layer in window.viewer.layers if layer.visible]
+    assert sorted(shown) == ["small: dps", "small: dps 2", "small: dps 3", "small: truth"]
+    dock.queue_view.list.setCurrentRow(2)
+    window.press(dock.stop_button)
     window.press(dock.queue_view.beside)
     for row in (1, 0):  # the run that is chosen is the one to be seen: both lie in the same place
         dock.queue_view.list.setCurrentRow(row)
         assert [task.volume.layer.visible for task in (first, second)] == [row == 0, row == 1]
         assert [task._outline.visible for task in (first, second)] == [row == 0, row == 1]
+    order = window.viewer.layers.index
+    for task in (first, second):  # an outline is above the volume that would cover it
+        assert order(task._outline) > order(task.volume.layer)
     window.press(dock.stop_button)
     window.wait(lambda: first.job not in dock.queue.jobs)  # ended, and the window has heard of it
-    assert first.status == "stopped"
-    assert second.status == "paused"
     assert "Stopped." in dock.status.text()
-    dock.queue_view.list.setCurrentRow(1)
-    window.press(dock.stop_button)
     window.wait(lambda: not dock.queue.jobs)
     assert {yaml.safe_load((task.out / "run.yaml").read_text())["status"] for task in (first, second)} == {"stopped"}
 

@@ -221,6 +221,8 @@ def test_a_dropped_file_and_the_sample_are_taken_up(window: Window, small_file: 
     assert window.load.session.path == SAMPLE
     assert not window.load.session.confirmed
     assert window.layer("SrTiO3: ground truth").data.shape == (8, 102, 102)
+    shown = [layer.name for layer in window.viewer.layers if layer.visible]  # those before lie in the same place
+    assert shown == ["SrTiO3: virtual dark field", "SrTiO3: ground truth"]
 
 
 def test_docks_opened_later_find_the_scan_that_is_there(make_napari_viewer_proxy: Any, settings: Path) -> None:
@@ -492,7 +494,8 @@ def test_pause_waits_resume_goes_on_stop_stops_and_continue_goes_on(
     reached = dock._rows[-1][0]
     assert "Stopped." in dock.status.text()
     assert float(window.layer("adam-best").data.max()) == reached
-    window.press(dock.entries["Continue run"])
+    assert dock.pause_button.text() == "Continue"
+    window.press(dock.pause_button)
     window.wait(lambda: dock._rows[-1][0] > reached + 2)
     window.press(dock.stop_button)
     window.wait(lambda: dock.job is None, 2)

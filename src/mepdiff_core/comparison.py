@@ -28,7 +28,7 @@ class Comparison:
     """Runs on one scan.
 
     Attributes:
-        runs: by the name that pictures and tables give them: the method, or the folder's where several have one method.
+        runs: by the name that pictures and tables give them.
         volumes: the same.
         scans: calibrated as each run was; empty where the scan's file is not found.
     """
@@ -161,12 +161,15 @@ class Comparison:
         return np.asarray(found)
 
 
-def compare(runs: Sequence[str | Path | RunSummary], scans: Sequence[str | Path] = ()) -> Comparison:
+def compare(
+    runs: Sequence[str | Path | RunSummary], scans: Sequence[str | Path] = (), names: Sequence[str] | None = None
+) -> Comparison:
     """Lay runs on one scan side by side.
 
     Args:
         runs: run folders.
         scans: files that the scan may be, where it is not at the place on record any more; known by its sha256.
+        names: what to call the runs; by default the method, or the folder's name where several have one method.
 
     Raises:
         InputError: no run, runs on different scans, or a run without a volume.
@@ -176,7 +179,8 @@ def compare(runs: Sequence[str | Path | RunSummary], scans: Sequence[str | Path]
     inputs = {run.record["input_sha256"]: str(run.record.get("input", "?")) for run in summaries}
     check(len(inputs) == 1, f"the runs are on different scans ({', '.join(inputs.values())}); choose those on one scan")
     methods = [run.method for run in summaries]
-    named = {run.method if methods.count(run.method) == 1 else run.name: run for run in summaries}
+    called = names or [run.method if methods.count(run.method) == 1 else run.name for run in summaries]
+    named = dict(zip(called, summaries, strict=True))
     check(len(named) == len(summaries), "two runs have one name and one method; rename one of the folders, or leave it out")
     candidates, found = [Path(path) for path in scans], {}
     known: dict[str, Scan | None] = {}

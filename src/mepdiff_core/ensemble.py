@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,15 +96,19 @@ def coverage(
         samples, truth, illuminated: as for ``errors_and_spread``.
         atoms: only voxels where atoms are; there are few of them, and their coverage drowns in the background's.
     """
-    from scipy.stats import t
-
     from mepdiff_core.metrics import atom_mask
 
     error, spread = errors_and_spread(samples, truth, illuminated)
-    reach = float(t.ppf(0.5 + NOMINAL / 2, len(samples) - 1)) * np.sqrt(1 + 1 / len(samples))
-    within = np.abs(error) <= reach * spread
+    within = np.abs(error) <= reach(len(samples)) * spread
     counted = atom_mask(truth)[:, np.ones(truth.shape[1:], bool) if illuminated is None else illuminated]
     return float(np.mean(within[counted] if atoms else within))
+
+
+def reach(count: int) -> float:
+    """Spreads of so many samples to either side of their mean that 95 % of the truth should lie within."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.5 + NOMINAL / 2, count - 1)) * math.sqrt(1 + 1 / count)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class Ensemble:
         deviances: of the held-out patterns, in that order; empty without any.
         covered: part of the illuminated voxels whose truth lies where 95 % should, and the same of those with atoms; None
             where the truth is not known.
-        words: what their spread means.
+        words: how they rank, and what their spread means.
     """
 
     samples: Volumes
@@ -157,7 +162,8 @@ def judge_ensemble(
     truth = None if scan is None else scan.truth
     if truth is not None and truth.phase.shape == samples.shape[1:] and abs(truth.voxel_size_A[0] - thickness) < 1e-6:
         covered = coverage(samples, truth.phase, illuminated), coverage(samples, truth.phase, illuminated, atoms=True)
-    return Ensemble(samples, deviances, covered, spread_in_words(len(samples), covered, record.get("method")))
+    words = f"{rank_in_words(deviances)} {spread_in_words(len(samples), covered, record.get('method'))}".strip()
+    return Ensemble(samples, deviances, covered, words)
 
 
 def read_ensemble(run: RunSummary, scans: Sequence[Path] = ()) -> Ensemble:
@@ -181,14 +187,28 @@ def read_ensemble(run: RunSummary, scans: Sequence[Path] = ()) -> Ensemble:
     return judge_ensemble(drawn, run.record, scan_of(run, scans), illuminated)
 
 
+def rank_in_words(deviances: Sequence[float]) -> str:
+    """How well samples explain the patterns held out, the best first; nothing where none were."""
+    if not deviances:
+        return ""
+    figures = [f"{deviance:.4f}" for deviance in deviances]
+    if len({*figures}) == 1:
+        return f"The patterns held out do not tell the samples apart: deviance {figures[0]} a pixel of each."
+    told = ", ".join(figures[:FEW]) + (" …" if len(figures) > FEW else "")
+    return f"Sample 1 explains the patterns held out best; deviance a pixel, sample by sample: {told}."
+
+
 def spread_in_words(count: int, covered: tuple[float, float] | None, method: str | None = None) -> str:
     """What the spread of samples means, and what is known of its worth."""
     words = (
-        f"The spread is how far {count} samples differ: it tells what the patterns leave open to this method, and nothing of"
-        " what the method itself gets wrong."
+        f"The spread is how far the {count} samples differ: what the patterns leave open to this method, not what the method"
+        " itself gets wrong."
     )
     if count < FEW:
-        words += f" {count} are few: the spread at a voxel is a rough guess; draw {FEW} or more to judge by it."
+        words += (
+            f" {count} are few: the spread at a voxel is a rough guess, and 95 % need {reach(count):.1f} of it to either"
+            f" side of the mean; draw {FEW} or more to judge by it."
+        )
     known = covered or SIMULATED.get(method or "")
     if known is None:
         return f"{words} Whether the truth lies within it has not been measured: it is no confidence interval."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from mepdiff_core.state_archive import Kept, StateArchive
 Frame = npt.NDArray[np.uint8]
 """(rows, columns, 3)."""
 KINDS = (".gif", ".mp4")
+GIF_FRAMES = 60
+"""Noise does not compress: a frame of it adds some 100 kB to a GIF, a fifth of that to an MP4."""
 COLUMNS = 4
 GAP, HEAD = 6, 26
 """Pixels between slices, and above them for words."""
@@ -25,15 +27,24 @@ SMALLEST_SLICE = 160
 PAPER, INK = 30, (235, 235, 235)
 
 
-def slice_frames(archive: StateArchive, slice_thickness_A: float, most: int = 8) -> Iterator[Frame]:
-    """A frame for each state that was kept: slices of the middle of the field by depth, and the noisy ones below them.
+def filmed(path: str | Path, archive: StateArchive) -> list[int]:
+    """Steps of the states that a movie of this name shows: of all, in a GIF of ``GIF_FRAMES`` at most."""
+    steps = archive.steps
+    return [steps[i] for i in evenly_spaced(len(steps), GIF_FRAMES)] if Path(path).suffix.lower() == ".gif" else steps
+
+
+def slice_frames(
+    archive: StateArchive, slice_thickness_A: float, most: int = 8, steps: Sequence[int] | None = None
+) -> Iterator[Frame]:
+    """A frame for each state that was kept: slices of the middle of the field by depth, and below them a row of noisy ones.
 
     Args:
         most: slices at most; more are thinned out evenly.
+        steps: of the states to show, which may be thinned out meanwhile; all by default.
     """
     limits = archive.limits()
-    for index in range(len(archive)):
-        yield slice_frame(archive.get(index), limits, slice_thickness_A, most)
+    for step in archive.steps if steps is None else steps:
+        yield slice_frame(archive.nearest(step), limits, slice_thickness_A, most)
 
 
 def slice_frame(kept: Kept, limits: tuple[float, float], slice_thickness_A: float, most: int = 8) -> Frame:
@@ -42,30 +53,41 @@ def slice_frame(kept: Kept, limits: tuple[float, float], slice_thickness_A: floa
     from PIL import Image, ImageDraw, ImageFont
 
     colors, font = colormaps["inferno"], ImageFont.load_default(13)
-    shown = np.unique(np.linspace(0, len(kept.volume) - 1, min(most, len(kept.volume))).round().astype(int))
-    blocks = [("", kept.volume, limits)]
+    blocks = [("", kept.volume, limits, evenly_spaced(len(kept.volume), most))]
     if kept.noisy is not None:
         low, high = (float(v) for v in np.percentile(kept.noisy, (0.5, 99.5)))
-        blocks.append(("noisy", kept.noisy, (low, max(high, low + 1e-6))))
+        # one row: noise is what makes a movie large, and more of it tells no more
+        blocks.append(
+            ("noisy", kept.noisy, (low, max(high, low + 1e-6)), evenly_spaced(len(kept.noisy), min(most, COLUMNS)))
+        )
     larger = max(1, -(-SMALLEST_SLICE // middle(kept.volume).shape[-1]))
     height, width = (larger * n for n in middle(kept.volume).shape[1:])
-    columns = min(COLUMNS, len(shown))
-    lines = -(-len(shown) // columns) * len(blocks)
+    columns = min(COLUMNS, len(blocks[0][3]))
+    lines = sum(-(-len(shown) // columns) for *_, shown in blocks)
     size = (columns * (width + GAP) + GAP, HEAD + lines * (height + GAP))
     picture = Image.new("RGB", size, (PAPER,) * 3)
     draw = ImageDraw.Draw(picture)
     words = f"step {kept.step}" + ("" if kept.sigma is None else f"    noise sigma {kept.sigma:.3g}")
     draw.text((GAP, 5), words, fill=INK, font=font)
-    for block, (name, volume, (low, high)) in enumerate(blocks):
+    first = 0
+    for name, volume, (low, high), shown in blocks:
         for place, z in enumerate(shown):
-            row, column = divmod(place + block * columns * (lines // len(blocks)), columns)
+            row, column = divmod(place, columns)
             painted = colors(np.clip((middle(volume)[z] - low) / (high - low), 0, 1))[..., :3]
             tile = Image.fromarray((255 * painted).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
-            corner = GAP + column * (width + GAP), HEAD + row * (height + GAP)
+            corner = GAP + column * (width + GAP), HEAD + (first + row) * (height + GAP)
             picture.paste(tile, corner)
             label = f"{name} z = {(z + 0.5) * slice_thickness_A:.1f} A".strip()
-            draw.text((corner[0] + 4, corner[1] + 3), label, fill=INK, font=font)
+            # the rim lets it be read on noise
+            place_of_label = corner[0] + 4, corner[1] + 3
+            draw.text(place_of_label, label, fill=INK, font=font, stroke_width=2, stroke_fill=(PAPER,) * 3)
+        first += -(-len(shown) // columns)
     return np.asarray(picture)
+
+
+def evenly_spaced(count: int, most: int) -> npt.NDArray[np.int_]:
+    """Indices of so many at most, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
 
 
 def write_movie(path: str | Path, frames: Iterable[Frame], frames_per_s: float = 12.0) -> Iterator[int]:

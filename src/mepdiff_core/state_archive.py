@@ -106,22 +106,29 @@ class StateArchive:
                 if entry.arrays is not None and not self._to_disk(entry):
                     break
 
+    def nearest(self, step: int) -> Kept:
+        """The state of this step or, where that has been thinned out, of the nearest one."""
+        with self._lock:
+            return self._read(min(self._entries, key=lambda entry: abs(entry.step - step)))
+
     def get(self, index: int) -> Kept:
         """A state by its place in ``steps``."""
         with self._lock:
-            entry = self._entries[index]
-            if entry.arrays is not None:
-                arrays = entry.arrays
-            else:
-                assert entry.path is not None
-                arrays = list(np.load(entry.path, allow_pickle=False))
-            return Kept(entry.step, entry.sigma, arrays[0], arrays[1] if len(arrays) > 1 else None)
+            return self._read(self._entries[index])
 
     def limits(self) -> tuple[float, float]:
         """Contrast for all states, from the last volume: from its lowest, at most 0, to nearly its highest phase, rad."""
         volume: npt.NDArray[np.floating] = self.get(-1).volume
         low, high = min(0.0, float(np.percentile(volume, 0.1))), float(np.percentile(volume, 99.9))
         return low, high if high > low else low + 1e-3
+
+    @staticmethod
+    def _read(entry: _Entry) -> Kept:
+        arrays = entry.arrays
+        if arrays is None:
+            assert entry.path is not None
+            arrays = list(np.load(entry.path, allow_pickle=False))
+        return Kept(entry.step, entry.sigma, arrays[0], arrays[1] if len(arrays) > 1 else None)
 
     def _in_memory(self) -> int:
         return sum(entry.bytes for entry in self._entries if entry.arrays is not None)

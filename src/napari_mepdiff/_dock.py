@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from napari.utils.notifications import show_error, show_warning
-from qtpy.QtCore import QEvent, Qt
+from qtpy.QtCore import QEvent, QPoint, Qt
 from qtpy.QtWidgets import QApplication, QDockWidget, QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from mepdiff_core.errors import explain
 
 WIDTH = 350
 """Every dock is readable at this width, in pixels."""
+SPACING = 6
 _waiting: set[Callable[..., None]] = set()
 """What Qt calls when a dock is destroyed: held here, or a garbage collection may clear it first and Qt call a ruin."""
 
@@ -30,8 +31,8 @@ class Dock(QWidget):
         body = QWidget()
         self.column = QVBoxLayout(body)
         self.column.setContentsMargins(6, 6, 6, 6)
-        self.column.setSpacing(6)
-        area = QScrollArea()
+        self.column.setSpacing(SPACING)
+        area = self._area = QScrollArea()
         area.setWidgetResizable(True)
         area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         area.setFrameShape(QFrame.Shape.NoFrame)
@@ -41,6 +42,13 @@ class Dock(QWidget):
         outer.addWidget(area)
         self.setMinimumWidth(WIDTH)
         self._clean_up: Callable[[], None] = lambda: None
+
+    def scroll_to(self, widget: QWidget) -> None:
+        """Bring a widget up, and with it what is below it, unless all of that is in sight."""
+        top = widget.mapTo(self._area.widget(), QPoint(0, 0)).y()
+        bar = self._area.verticalScrollBar()
+        if not bar.value() <= top <= bar.value() + self._area.height() // 2:
+            bar.setValue(top - SPACING)
 
     def on_close(self, clean_up: Callable[[], None]) -> None:
         """Call this once the dock or the window is closed; it must not hold the dock itself."""

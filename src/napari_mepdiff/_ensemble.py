@@ -14,12 +14,13 @@ from napari_mepdiff._layers import KEY, contrast_limits, volume_settings
 OUTLINE = "#f0a030"
 
 
+LAYERS = "Mean, spread and each sample are hidden layers: the eye in the layer list shows them."
+
+
 def show_ensemble(viewer: Any, name: str, ensemble: Ensemble, record: Mapping[str, Any]) -> None:
     """Mean, spread and each sample as layers, hidden; samples are numbered as the held-out patterns rank them."""
     volumes = {"mean": ensemble.mean, "spread": ensemble.spread}
-    for number, sample in enumerate(ensemble.samples, 1):
-        told = f" (held out {ensemble.deviances[number - 1]:.4f})" if ensemble.deviances else ""
-        volumes[f"sample {number}{told}"] = sample
+    volumes |= {f"sample {number}": sample for number, sample in enumerate(ensemble.samples, 1)}
     voxel, origin = tuple(record["voxel_size_A"]), tuple(record["origin_A"])
     active = viewer.layers.selection.active
     for kind, volume in volumes.items():

@@ -145,6 +145,10 @@ class LoadScan(Dock):
         notify(error)
 
     def _layer_inserted(self, event: Any) -> None:
+        if "scan" in (event.value.metadata.get(KEY) or {}):
+            for other in self._viewer.layers:  # what belongs to the scan before lies in the same place
+                if other != event.value and KEY in other.metadata:
+                    other.visible = False
         self._take_layer(event.value)
 
     def _take_layer(self, layer: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,14 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QSlider, QVBoxLayout, QWidget
 
 from mepdiff_core.errors import InputError
 from mepdiff_core.jobs import Job
-from mepdiff_core.movie import slice_frames, write_movie
-from mepdiff_core.state_archive import StateArchive
+from mepdiff_core.movie import GIF_FRAMES, filmed, slice_frames, write_movie
 from napari_mepdiff._dialogs import ask_save
 from napari_mepdiff._dock import button, notify
 from napari_mepdiff._preferences import remember_folder
 from napari_mepdiff._pump import Pump
 from napari_mepdiff._task import Task
 
-MOVIES = "Movies (*.gif *.mp4)"
+MOVIES = "Movies (*.mp4 *.gif)"
 LOOK_HZ = 5.0
 
 
@@ -52,8 +51,16 @@ class Playback(QWidget):
         row.addWidget(self.place)
         column.addLayout(row)
         row = QHBoxLayout()
-        self.slices = button("Movie of slices…", "GIF or MP4 of slices at every state that was kept.", self._slices)
-        self.view = button("Movie of the view…", "GIF or MP4 of the canvas as it stands, state by state.", self._view)
+        self.slices = button(
+            "Movie of slices…",
+            f"MP4 of slices at every state that was kept, or a larger GIF of {GIF_FRAMES} states at most.",
+            self._slices,
+        )
+        self.view = button(
+            "Movie of the view…",
+            f"MP4 of the canvas as it stands, state by state, or a GIF of {GIF_FRAMES} states at most.",
+            self._view,
+        )
         self.cancel = button("Stop movie", "Nothing of it is kept.", self.stop)
         for each in (self.slices, self.view, self.cancel):
             row.addWidget(each)
@@ -93,8 +100,7 @@ class Playback(QWidget):
             self.place.setText("newest")
             self._task.show_state(None)
             return
-        steps = self._task.archive.steps  # some may have been thinned out since
-        kept = self._task.archive.get(int(np.argmin(np.abs(np.array(steps) - self._steps[index]))))
+        kept = self._task.archive.nearest(self._steps[index])
         self.place.setText(f"step {kept.step}" + ("" if kept.sigma is None else f", σ {kept.sigma:.3g}"))
         self._task.show_state(kept)
 
@@ -110,8 +116,10 @@ class Playback(QWidget):
         if self._task is None or self.filming:
             return
         archive, thickness = self._task.archive, float(self._task.request.config.slice_thickness_A)
-        job: Job[int, int] = Job(lambda: write_movie(path, slice_frames(archive, thickness)), int, "mepdiff movie")
-        self._begin(path, len(archive))
+        steps = filmed(path, archive)
+        frames = slice_frames(archive, thickness, steps=steps)
+        job: Job[int, int] = Job(lambda: write_movie(path, frames), int, "mepdiff movie")
+        self._begin(path, len(steps))
         self.jobs.append(job)
         job.start()
         self._pump.follow(job, LOOK_HZ)
@@ -120,8 +128,9 @@ class Playback(QWidget):
         """Write one; the layers run through the states meanwhile."""
         if self._task is None or self.filming:
             return
-        self._begin(path, len(self._task.archive))
-        self._film = write_movie(path, self._filmed(self._task, self._task.archive))
+        steps = filmed(path, self._task.archive)
+        self._begin(path, len(steps))
+        self._film = write_movie(path, self._filmed(self._task, steps))
         self._timer.start(0)
 
     def stop(self) -> None:
@@ -133,18 +142,18 @@ class Playback(QWidget):
             self._end_film("Movie stopped.")
 
     def _slices(self) -> None:
-        path = ask_save(self, "Movie of slices", "crystal.gif", MOVIES)
+        path = ask_save(self, "Movie of slices", "crystal.mp4", MOVIES)
         if path:
             self.movie_of_slices(path)
 
     def _view(self) -> None:
-        path = ask_save(self, "Movie of the view", "crystal-3d.gif", MOVIES)
+        path = ask_save(self, "Movie of the view", "crystal-3d.mp4", MOVIES)
         if path:
             self.movie_of_view(path)
 
-    def _filmed(self, task: Task, archive: StateArchive) -> Iterator[Any]:
-        for index in range(len(archive)):
-            task.show_state(archive.get(index))
+    def _filmed(self, task: Task, steps: Iterable[int]) -> Iterator[Any]:
+        for step in steps:
+            task.show_state(task.archive.nearest(step))
             yield np.ascontiguousarray(self._viewer.screenshot(canvas_only=True, flash=False)[..., :3])
 
     def _film_on(self) -> None:
@@ -157,7 +166,7 @@ class Playback(QWidget):
             self._end_film("")
             return
         if number is None:
-            self._end_film(f"Saved to {self._path}.")
+            self._end_film(self._saved())
             remember_folder(self._path.parent)
             return
         self._progress(number)
@@ -184,9 +193,12 @@ class Playback(QWidget):
         self.jobs.clear()
         if job.error is not None:
             notify(job.error, job.details)
-        self._end({"finished": f"Saved to {self._path}.", "stopped": "Movie stopped."}.get(job.status, ""))
+        self._end(self._saved() if job.status == "finished" else "Movie stopped." if job.status == "stopped" else "")
         if job.status == "finished":
             remember_folder(self._path.parent)
+
+    def _saved(self) -> str:
+        return f"Saved to {self._path}, {self._path.stat().st_size / 1e6:.1f} MB."
 
     def _end(self, words: str) -> None:
         self.cancel.hide()

@@ -149,6 +149,7 @@ class Curves(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         self.view = pg.PlotWidget()
         self.view.setFixedHeight(height)
+        self.view.getPlotItem().setContentsMargins(0, 6, 0, 0)  # room for half of the uppermost number
         self.view.setMenuEnabled(False)
         self.view.hideButtons()
         self.view.setMouseEnabled(False, False)

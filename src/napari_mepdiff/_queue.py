@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from napari.utils.notifications import show_info
 from qtpy.QtCore import QObject, QTimer, Signal
 from qtpy.QtWidgets import QFormLayout, QLabel, QListWidget, QSpinBox, QVBoxLayout, QWidget
 
@@ -13,6 +14,7 @@ from mepdiff_core.memory import memory_in_words
 from mepdiff_core.sections import PlacedVolume
 from napari_mepdiff._dock import button, words
 from napari_mepdiff._export import Request
+from napari_mepdiff._session import session_of
 from napari_mepdiff._side_by_side import RunLayers
 from napari_mepdiff._task import Task
 
@@ -45,7 +47,8 @@ class Queue(QObject):
 
     def add(self, request: Request, out: Path, before: Task | None = None) -> Task:
         """Ask for a reconstruction; with ``before``, go on with that one, in its place."""
-        task = Task(self.viewer, request, out, before, self)
+        task = Task(self.viewer, request, session_of(self.viewer).name_run(out, request.method), out, before, self)
+        task.in_front = self.shown is None or self.shown is before
         task.advanced.connect(self.changed)
         task.ended.connect(self._ended)
         if before is None:
@@ -135,6 +138,7 @@ class QueueView(QWidget):
         self.beside.setCheckable(True)
         column.addWidget(self.beside)
         self._layers = RunLayers(queue.viewer)
+        self._layers.ended.connect(self._together)
         self.memory = words()
         column.addWidget(self.memory)
         self._timer = QTimer(self)
@@ -165,26 +169,30 @@ class QueueView(QWidget):
             self._timer.start(LOOK_MS)
         elif not self._queue.jobs:
             self._timer.stop()
+        if self._layers.side_by_side:
+            self._layers.join(self._volumes())
+
+    def _volumes(self) -> list[Any]:
+        return [task.volume.layer for task in self._queue.tasks if task.volume is not None and task.volume.there]
+
+    def _together(self) -> None:
+        self._queue.put_in_front(self._queue.shown)
+        self.beside.setChecked(False)
 
     def _side_by_side(self) -> None:
         if self._layers.side_by_side:
             self._layers.show_together()
-            self._queue.put_in_front(self._queue.shown)
         else:
-            tasks = [task for task in self._queue.tasks if task.volume is not None and task.volume.there]
-            layers = [task.volume.layer for task in tasks if task.volume is not None]
-            scans = {task.request.scan: task.run.scan for task in tasks if task.run is not None}
-            for path, scan in scans.items():
-                if scan.truth is not None:
-                    layers.insert(
-                        0,
-                        self._layers.truth(
-                            f"{path.stem}: truth",
-                            PlacedVolume(scan.truth.phase, scan.truth.voxel_size_A, scan.truth.origin_A),
-                        ),
-                    )
-            if len(layers) > 1:
+            layers = self._volumes()
+            scans = {task.request.scan: task.run.scan for task in self._queue.tasks if task.run is not None}
+            truths = {path: scan.truth for path, scan in scans.items() if scan.truth is not None}
+            if len(layers) + len(truths) > 1 and layers:
+                for path, truth in truths.items():
+                    placed = PlacedVolume(truth.phase, truth.voxel_size_A, truth.origin_A)
+                    layers.insert(0, self._layers.truth(f"{path.stem}: truth", placed))
                 self._layers.show_side_by_side(layers)
+            else:
+                show_info("There are no two volumes yet to see side by side.")
         self.beside.setChecked(self._layers.side_by_side)
 
     def _look(self) -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QProgressBar
 
 from mepdiff_core.config import check, from_dict, merge, to_dict
@@ -59,7 +60,9 @@ class Reconstruct(Dock):
         form.setContentsMargins(0, 0, 0, 0)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         self.method = QComboBox()
-        self.method.addItems(list(METHODS))
+        for name, method in METHODS.items():
+            self.method.addItem(name)
+            self.method.setItemData(self.method.count() - 1, _sentence(method.summary), Qt.ItemDataRole.ToolTipRole)
         self.method.setToolTip("<qt>How to reconstruct.</qt>")
         self.device = QComboBox()
         self.device.setEditable(True)
@@ -110,7 +113,7 @@ class Reconstruct(Dock):
         self.column.addWidget(self.playback)
 
         self.column.addWidget(heading("Take it along"))
-        self.take_along = TakeAlong(self, self.continue_run)
+        self.take_along = TakeAlong(self)
         self.entries = self.take_along.entries
         self.column.addWidget(self.take_along)
         self.folder = words()
@@ -169,7 +172,7 @@ class Reconstruct(Dock):
             return
         self._keep_form()
         self._shown = method
-        self.summary.setText(f"{METHODS[method].summary}.")
+        self.summary.setText(_sentence(METHODS[method].summary))
         self.form = ConfigForm(self._configs[method], hide=ELSEWHERE)
         self.form.value_changed.connect(self._form_edited)
         self.settings.set_content(self.form)
@@ -226,6 +229,11 @@ class Reconstruct(Dock):
             self.show_task(task)
         else:
             self._refresh()
+        QTimer.singleShot(0, self._show_course)  # once the list of runs has its place
+
+    def _show_course(self) -> None:
+        """Scroll to the run's progress, which long settings may have pushed out of sight."""
+        self.scroll_to(self.run_button)
 
     def continue_run(self) -> None:
         """Go on with the run that is shown, after it was stopped."""
@@ -237,8 +245,10 @@ class Reconstruct(Dock):
         self.show_task(self.queue.add(request, before.out, before))
 
     def pause(self) -> None:
-        """Pause the reconstruction that is shown, or go on."""
-        if self.task is not None and self.job is not None:
+        """Pause the reconstruction that is shown, or go on, also with one that was stopped."""
+        if self.job is None:
+            self.continue_run()
+        elif self.task is not None:
             self.task.pause()
             self._refresh()
 
@@ -324,7 +334,7 @@ class Reconstruct(Dock):
         }
         note = task.last.note if task.last is not None and status == "running" else ""
         text = task.text or texts.get(status, "")
-        self.status.setText(f"{text} {note[:1].upper()}{note[1:]}." if note else text)
+        self.status.setText(f"{text} {_sentence(note)}" if note else text)
 
     def _update_buttons(self) -> None:
         job = self.job
@@ -334,15 +344,18 @@ class Reconstruct(Dock):
         self.run_button.setText("Add to queue" if waits else "Run")
         tip = "Reconstruct the scan with these settings, after those that are under way." if waits else ""
         self.run_button.setToolTip(f"<qt>{reason or tip or 'Reconstruct the scan with these settings.'}</qt>")
-        self.pause_button.setEnabled(job is not None and job.status in ("running", "paused"))
-        self.pause_button.setText("Resume" if job is not None and job.status == "paused" else "Pause")
+        task = self.task
+        status = task.run.folder.record["status"] if task is not None and task.run is not None else ""
+        over = job is None and status not in ("", "finished", "running")
+        self.pause_button.setEnabled(over or (job is not None and job.status in ("running", "paused")))
+        paused = job is not None and job.status == "paused"
+        self.pause_button.setText("Resume" if paused else "Continue" if over else "Pause")
+        tip = "Go on where this run was stopped." if over else "Wait after this step; nothing is lost."
+        self.pause_button.setToolTip(f"<qt>{tip}</qt>")
         self.stop_button.setEnabled(job is not None and job.status in ("waiting", "running", "paused"))
         for name in ("Copy as Python", "Copy as command"):
             self.entries[name].setEnabled(self.session.path is not None)
-        task = self.task
-        status = task.run.folder.record["status"] if task is not None and task.run is not None else ""
         self.entries["Save run…"].setEnabled(task is not None and task.last is not None)
-        self.entries["Continue run"].setEnabled(job is None and status not in ("", "finished", "running"))
         if task is None:
             self.status.setText(reason or "Ready.")
         where = task.out if task is not None and task.run is not None else runs_folder()
@@ -354,7 +367,7 @@ class Reconstruct(Dock):
         if not self.session.confirmed:
             return NOT_CONFIRMED
         if self._needs_prior() and self.prior.error:
-            return f"{self.prior.error[:1].upper()}{self.prior.error[1:]}."
+            return _sentence(self.prior.error)
         return "Some settings are impossible; they are marked red." if self.form is not None and self.form.error else ""
 
     def _show_again(self) -> None:
@@ -364,6 +377,10 @@ class Reconstruct(Dock):
 
 
 NOT_CONFIRMED = "Confirm the calibration in Load scan first: press 'Calibration is right'."
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def breakable(path: Path) -> str:

@@ -28,7 +28,7 @@ from mepdiff_core.run_summary import RunSummary, find_runs, read_summary
 from mepdiff_core.sections import PlacedVolume
 from napari_mepdiff._dialogs import ask_save
 from napari_mepdiff._dock import Dock, button, heading, notify, words
-from napari_mepdiff._ensemble import show_ensemble
+from napari_mepdiff._ensemble import LAYERS, show_ensemble
 from napari_mepdiff._preferences import last_folder, remember_folder
 from napari_mepdiff._profiles import TRUTH, Profiles
 from napari_mepdiff._pump import Answerer
@@ -63,6 +63,7 @@ class Results(Dock):
         self._viewer = napari_viewer
         self.session = session_of(napari_viewer)
         self.layers = RunLayers(napari_viewer)
+        self.layers.ended.connect(self._together)
         self.runs: dict[Path, RunSummary] = {}
 
         grid = QGridLayout()
@@ -129,7 +130,7 @@ class Results(Dock):
         self._worker: Answerer[Question] = Answerer(_work, self)
         self._worker.answered.connect(self._done)
         self._worker.failed.connect(self._failed)
-        self._looker: Answerer[tuple[list[RunSummary], list[Path]]] = Answerer(_look, self)
+        self._looker: Answerer[tuple[list[RunSummary], list[Path], list[str]]] = Answerer(_look, self)
         self._looker.answered.connect(self._have_looked)
         self._looker.failed.connect(self._cannot_compare)
         self.session.runs_changed.connect(self._session_changed)
@@ -201,7 +202,7 @@ class Results(Dock):
         self.table.setSortingEnabled(False)
         self.table.setRowCount(len(self.runs))
         for row, run in enumerate(self.runs.values()):
-            values = run.row()
+            values = run.row() | {"method": self.session.names.get(run.path, run.method)}
             for column, name in enumerate(SHOWN):
                 item = _Cell(name, values.get(name), run.name)
                 item.setData(Qt.ItemDataRole.UserRole, run.path)
@@ -221,7 +222,7 @@ class Results(Dock):
         elif not runs:
             self.verdict.setText("Choose runs in the table; Ctrl and Shift choose several. A heading sorts.")
         else:
-            self._looker.ask((runs, list(self.session.scans)))
+            self._looker.ask((runs, list(self.session.scans), [self._called(run) for run in runs]))
         self._update_buttons()
 
     def _update_buttons(self) -> None:
@@ -252,15 +253,24 @@ class Results(Dock):
         runs = self.chosen()
         self._ask(lambda: [(run, run.volume()) for run in runs], self._show_layers)
 
+    def _called(self, run: RunSummary) -> str:
+        """As in Reconstruct; else by its method, or by its folder where several on the list have one method."""
+        if run.path in self.session.names:
+            return self.session.names[run.path]
+        taken = [self.session.names.get(each.path, each.method) for each in self.runs.values()]
+        return run.method if taken.count(run.method) == 1 else run.name
+
     def side_by_side(self) -> None:
         """The chosen volumes in views of their own, or all in one view again."""
         self.entries["Side by side"].setChecked(self.layers.side_by_side)  # a click has changed it already
         if self.layers.side_by_side:
             self.layers.show_together()
-            self.entries["Side by side"].setChecked(False)
-            self._update_buttons()
         else:
             self._compare(lambda c: (c, c.truth), lambda answer: self._show_side_by_side(*answer))
+
+    def _together(self) -> None:
+        self.entries["Side by side"].setChecked(False)
+        self._update_buttons()
 
     def difference(self) -> None:
         """The first chosen volume less the second, or less the truth."""
@@ -273,19 +283,20 @@ class Results(Dock):
 
     def _show_samples(self, answer: list[tuple[RunSummary, Ensemble]]) -> None:
         for run, ensemble in answer:
-            show_ensemble(self._viewer, layer_name(run, run.method), ensemble, run.record)
-            self.verdict.setText(ensemble.words)
+            show_ensemble(self._viewer, layer_name(run, self._called(run)), ensemble, run.record)
+            self.verdict.setText(f"{LAYERS} {ensemble.words}")
 
     def _show_layers(self, answer: list[tuple[RunSummary, PlacedVolume]]) -> None:
         for run, placed in answer:
-            self.layers.run(run.path, layer_name(run, run.method), placed)
+            self.layers.run(run.path, layer_name(run, self._called(run)), placed)
 
     def _show_side_by_side(self, comparison: Comparison, truth: PlacedVolume | None) -> None:
         runs, volumes = comparison.runs, comparison.volumes
-        layers = [self.layers.run(run.path, layer_name(run, name), volumes[name]) for name, run in runs.items()]
+        layers = [self.layers.run(run.path, layer_name(run, name), volumes[name], False) for name, run in runs.items()]
         if truth is not None and self.with_truth.isChecked():
             layers.insert(0, self.layers.truth(layer_name(next(iter(runs.values())), TRUTH), truth))
         if len(layers) < 2:
+            layers[0].visible = True
             show_info("Choose two runs or more to see them side by side.")
             return
         self.layers.show_side_by_side(layers)
@@ -327,7 +338,8 @@ class Results(Dock):
     def _compare(self, work: Callable[[Comparison], Any], then: Callable[[Any], None]) -> None:
         """Do something with the comparison of the chosen runs, and then something in the window."""
         runs, scans = self.chosen(), list(self.session.scans)
-        self._ask(lambda: work(compare(runs, scans)), then)
+        names = [self._called(run) for run in runs]
+        self._ask(lambda: work(compare(runs, scans, names)), then)
 
     def _ask(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
         if not self._worker.busy:
@@ -386,6 +398,6 @@ def _work(question: Question) -> Any:
     return question[0]()
 
 
-def _look(question: tuple[list[RunSummary], list[Path]]) -> tuple[Comparison, PlacedVolume | None, str]:
+def _look(question: tuple[list[RunSummary], list[Path], list[str]]) -> tuple[Comparison, PlacedVolume | None, str]:
     comparison = compare(*question)
     return comparison, comparison.truth, comparison.verdict()

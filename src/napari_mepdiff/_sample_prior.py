@@ -22,11 +22,14 @@ from napari_mepdiff._preferences import preferences, runs_folder
 from napari_mepdiff._prior_chooser import PriorChooser
 from napari_mepdiff._pump import Pump
 from napari_mepdiff._reconstruct import breakable, stop_jobs
+from napari_mepdiff._side_by_side import frame
 from napari_mepdiff._task import LINK, VIEW_ANGLES, Row, record
 from napari_mepdiff._units import show_duration
 
 GAP = 8
 """Voxels between crystals."""
+BELOW_A = 2.0
+"""From what is in the canvas already."""
 FEW = SampleConfig(n=4)
 """What a window shows at once without a long wait."""
 
@@ -148,7 +151,7 @@ class SamplePrior(Dock):
                 self._viewer,
                 f"crystals of {self.prior.box.currentText()}",
                 tuple(folder.record["voxel_size_A"]),
-                (0.0, 0.0, 0.0),
+                self._free_place(),
                 metadata={"run": str(folder.path)},
             )
         first = self.layer.layer is None
@@ -158,6 +161,16 @@ class SamplePrior(Dock):
             self._viewer.dims.ndisplay = 3
             self._viewer.reset_view()
             self._viewer.scene.camera.angles = VIEW_ANGLES
+        elif first:
+            frame(self._viewer)
+
+    def _free_place(self) -> tuple[float, float, float]:
+        """Where crystals cover nothing: below all that is visible."""
+        corners = [layer.extent.world[:, -2:] for layer in self._viewer.layers if layer.visible]
+        if not corners:
+            return 0.0, 0.0, 0.0
+        below, left = max(float(ends[1, 0]) for ends in corners), min(float(ends[0, 1]) for ends in corners)
+        return 0.0, below + BELOW_A, left
 
     def _ended(self, job: Job[State, Row]) -> None:
         self.jobs.clear()

@@ -31,6 +31,7 @@ class Session(QObject):
         probe_path: a probe file used instead of the scan's own probe.
         pattern: index of the pattern that is looked at.
         runs: folders of the runs of this window, in the order they began.
+        names: what these are called, by folder: their methods, numbered where there are several of one.
         scans: files of all scans that were loaded, the last one first.
     """
 
@@ -49,6 +50,7 @@ class Session(QObject):
         self.probe_path: Path | None = None
         self.pattern = 0
         self.runs: list[Path] = []
+        self.names: dict[Path, str] = {}
         self.scans: list[Path] = []
 
     def show_scan(self, path: Path, scan: Scan) -> None:
@@ -86,6 +88,16 @@ class Session(QObject):
         if self.scan_in_file is not None and index != self.pattern:
             self.pattern = min(max(index, 0), self.scan_in_file.n_patterns - 1)
             self.pattern_changed.emit()
+
+    def name_run(self, folder: Path, method: str) -> str:
+        """What a run of this window is called from now on."""
+        if folder not in self.names:
+            others, number, name = set(self.names.values()), 1, method
+            while name in others:
+                number += 1
+                name = f"{method} {number}"
+            self.names[folder] = name
+        return self.names[folder]
 
     def add_run(self, folder: Path) -> None:
         """A run of this window has begun, has come further, or has ended."""

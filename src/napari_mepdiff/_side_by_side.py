@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from qtpy.QtCore import QObject, Signal
 
 from mepdiff_core.sections import PlacedVolume
 from napari_mepdiff._layers import KEY, contrast_limits, volume_settings
@@ -20,26 +21,33 @@ def frame(viewer: Any) -> None:
     viewer.reset_view(layers=[layer for layer in viewer.layers if layer.visible], reset_camera_angle=False)
 
 
-class RunLayers:
+class RunLayers(QObject):
     """The layers of runs in one viewer.
 
     Args:
         viewer: where.
+
+    Attributes:
+        ended: signal; layers stood side by side, and now all are in one view again, whoever has switched the grid off.
     """
 
+    ended = Signal()
+
     def __init__(self, viewer: Any) -> None:
+        super().__init__()
         self._viewer = viewer
-        self._hidden: list[Any] = []
+        self._before: list[tuple[Any, bool]] = []
         self._shown: list[Any] = []
+        viewer.canvas.grid.events.enabled.connect(self._grid_changed)
 
     @property
     def side_by_side(self) -> bool:
         """Whether layers stand side by side."""
         return bool(self._shown)
 
-    def run(self, path: Path, name: str, placed: PlacedVolume) -> Any:
+    def run(self, path: Path, name: str, placed: PlacedVolume, visible: bool = True) -> Any:
         """The layer of a run's volume: the one that is there, or a new one."""
-        return self._layer("run", str(path), name, placed)
+        return self._layer("run", str(path), name, placed, visible)
 
     def truth(self, name: str, placed: PlacedVolume) -> Any:
         """The true volume, where the reconstructions lie and not beside them."""
@@ -55,35 +63,64 @@ class RunLayers:
 
     def show_side_by_side(self, layers: Sequence[Any]) -> None:
         """A view for each of these, in this order, with one contrast; all other layers are hidden meanwhile."""
-        self.show_together()
-        self._hidden = [layer for layer in self._viewer.layers if layer.visible and layer not in layers]
-        for layer in self._hidden:
-            layer.visible = False
-        limits = tuple(layers[0].contrast_limits)
-        for layer in layers:
-            layer.visible, layer.contrast_limits = True, limits
-            layer.name_overlay.visible = True
-        self._shown = list(layers)
-        for layer in layers:  # the grid begins with the lowest one
-            self._viewer.layers.move(self._viewer.layers.index(layer), len(self._viewer.layers))
         grid = self._viewer.canvas.grid
+        grid.enabled = False  # whoever has layers side by side puts them back
+        self._before = [(layer, bool(layer.visible)) for layer in self._viewer.layers]
+        for layer, _ in self._before:
+            layer.visible = layer in layers
+        self._shown = []
+        self._put_in_order(layers)
+        self._add(layers)
         grid.shape, grid.stride, grid.spacing = (-1, -1), 1, SPACING
         grid.enabled = True
         frame(self._viewer)
 
+    def join(self, layers: Sequence[Any]) -> None:
+        """Views for those of these layers that have none yet."""
+        fresh = [layer for layer in layers if layer not in self._shown]
+        if fresh:
+            self._add(fresh)
+            frame(self._viewer)
+
     def show_together(self) -> None:
-        """All in one view again, with those that were hidden."""
-        if not self._shown:
+        """All in one view again, those visible that were."""
+        if self._shown:
+            self._viewer.canvas.grid.enabled = False
+
+    def _add(self, layers: Sequence[Any]) -> None:
+        limits = tuple((self._shown or layers)[0].contrast_limits)
+        for layer in layers:
+            layer.visible, layer.contrast_limits = True, limits
+            layer.name_overlay.visible = True
+        self._shown += layers
+
+    def _put_in_order(self, layers: Sequence[Any]) -> None:
+        """Let these layers have this order from the lowest one, with which a grid begins, in the places that they have."""
+        wanted = iter(layers)
+        order = [next(wanted) if layer in layers else layer for layer in self._viewer.layers]
+        for place, layer in enumerate(order):
+            if self._viewer.layers.index(layer) != place:
+                self._viewer.layers.move(self._viewer.layers.index(layer), place)
+
+    def _grid_changed(self, event: object = None) -> None:
+        if not self._shown or self._viewer.canvas.grid.enabled:
             return
-        self._viewer.canvas.grid.enabled = False
-        for layer in self._shown:
-            layer.name_overlay.visible = False
-            if "truth" in layer.metadata.get(KEY, {}):
-                layer.visible = False  # it would cover the others
-        for layer in self._hidden:
-            if layer in self._viewer.layers:
-                layer.visible = True
-        self._hidden, self._shown = [], []
+        shown, self._shown = self._shown, []
+        there = [layer for layer in shown if layer in self._viewer.layers]
+        for layer in there:
+            layer.name_overlay.visible = layer.visible = False
+        before = [(layer, visible) for layer, visible in self._before if layer in self._viewer.layers]
+        for layer, visible in before:
+            layer.visible = visible
+        self._put_in_order([layer for layer, _ in before])
+        self._before = []
+        truths = [layer for layer in there if "truth" in layer.metadata.get(KEY, {})]
+        for layer in truths:  # one lies beside already
+            self._viewer.layers.remove(layer)
+        runs = [layer for layer in there if layer not in truths]
+        if runs and not any(layer.visible for layer in runs):
+            runs[0].visible = True
+        self.ended.emit()
         frame(self._viewer)
 
     def in_place(self, y_A: float, x_A: float) -> tuple[float, float]:
@@ -97,11 +134,12 @@ class RunLayers:
                         return y_A, x_A - beside
         return y_A, x_A
 
-    def _layer(self, kind: str, key: str, name: str, placed: PlacedVolume) -> Any:
+    def _layer(self, kind: str, key: str, name: str, placed: PlacedVolume, visible: bool = True) -> Any:
         for layer in self._viewer.layers:
             if (layer.metadata.get(KEY) or {}).get(kind) == key and layer.data.shape == placed.phase.shape:
                 return layer
         settings = volume_settings(name, placed.voxel_size_A, placed.origin_A) | {"metadata": {KEY: {kind: key}}}
+        limits = contrast_limits(placed.phase)
         return self._viewer.add_image(
-            np.array(placed.phase, np.float32), contrast_limits=contrast_limits(placed.phase), **settings
+            np.array(placed.phase, np.float32), contrast_limits=limits, visible=visible, **settings
         )

@@ -29,10 +29,9 @@ class TakeAlong(QWidget):
 
     Args:
         dock: whose settings and run they take.
-        continue_run: goes on with the run that is shown.
     """
 
-    def __init__(self, dock: Reconstruct, continue_run: Callable[[], None]) -> None:
+    def __init__(self, dock: Reconstruct) -> None:
         super().__init__()
         self._dock = dock
         column = QVBoxLayout(self)
@@ -45,7 +44,6 @@ class TakeAlong(QWidget):
             ("Save config…", "The method's settings as YAML, for --config.", self._save_config),
             ("Load config…", "Settings of this method from a YAML file.", self._load_config),
             ("Save run…", "A copy of the run folder: volume, history, settings, report.", self._save_run),
-            ("Continue run", "Go on where the run that is shown was stopped.", continue_run),
         ]
         self.entries: dict[str, QPushButton] = {}
         for i, (name, tip, press) in enumerate(entries):

@@ -18,7 +18,7 @@ from mepdiff_core.runs import Run
 from mepdiff_core.state_archive import Kept, StateArchive
 from mepdiff_core.states import SampleState, State
 from napari_mepdiff._dock import notify
-from napari_mepdiff._ensemble import show_ensemble, show_outline
+from napari_mepdiff._ensemble import LAYERS, show_ensemble, show_outline
 from napari_mepdiff._export import Request
 from napari_mepdiff._layers import GAP, VolumeLayer, contrast_limits
 from napari_mepdiff._preferences import preferences
@@ -69,6 +69,7 @@ class Task(QObject):
     Args:
         viewer: gets the layers.
         request: what was asked for.
+        called: what the run is called in this window.
         out: the run folder; with ``resume``, that of the run to go on with.
         before: the same run as it was before it was stopped; its rows, states and layers are taken over.
 
@@ -88,7 +89,13 @@ class Task(QObject):
     ended = Signal()
 
     def __init__(
-        self, viewer: Any, request: Request, out: Path, before: Task | None = None, parent: QObject | None = None
+        self,
+        viewer: Any,
+        request: Request,
+        called: str,
+        out: Path,
+        before: Task | None = None,
+        parent: QObject | None = None,
     ) -> None:
         super().__init__(parent)
         self._viewer, self.request, self.out = viewer, request, out
@@ -100,7 +107,7 @@ class Task(QObject):
         self._outline: Any = None if before is None else before._outline
         self._outlined = self._outline is not None
         self._made: list[Run] = []
-        self.name = f"{request.scan.stem}: {request.method}"
+        self.name = f"{request.scan.stem}: {called}"
         resume = before is not None
         # without a checkpoint a run begins again
         goes_on = resume and (out / "checkpoint.safetensors").exists()
@@ -152,7 +159,12 @@ class Task(QObject):
         """What it is and how far, in a line."""
         words = {"waiting": "waits", "stopping": "stopping", "paused": "paused", "running": "running"}
         text = f"{self.name}, {words.get(self.status, self.status)}"
-        return f"{text}, step {self.rows[-1].step} of {self.rows[-1].total}" if self.rows else text
+        if not self.rows:
+            return text
+        last = self.rows[-1]
+        return (
+            f"{text} after {last.step} steps" if self.status == "finished" else f"{text}, step {last.step} of {last.total}"
+        )
 
     def start(self) -> None:
         """Begin."""
@@ -226,9 +238,14 @@ class Task(QObject):
         if isinstance(state, SampleState) and state.illuminated.size and not self._outlined:
             self._outlined = True
             record = self.run.folder.record
-            name, slices, seen = f"{self.name}, illuminated", len(state.volume), self.in_front
-            self._outline = show_outline(self._viewer, name, state.illuminated, slices, record, seen)
+            name, slices = f"{self.name}, illuminated", len(state.volume)
+            self._outline = show_outline(self._viewer, name, state.illuminated, slices, record, self._alone)
         self.advanced.emit()
+
+    @property
+    def _alone(self) -> bool:
+        """Whether all of its layers are to be seen: where runs stand side by side, each has a view for its volume alone."""
+        return self.in_front and not self._viewer.canvas.grid.enabled
 
     def _draw(self, volume: Any, noisy: Any) -> None:
         assert self.run is not None
@@ -243,13 +260,14 @@ class Task(QObject):
             first = self.noisy.layer is None
             if first or self.noisy.there:
                 active = self._viewer.layers.selection.active
-                self.noisy.show(noisy, self.in_front)
+                self.noisy.show(noisy, self._alone)
                 self._viewer.layers.selection.active = active
-            if first and self.in_front and not self._viewer.canvas.grid.enabled:
+            if first and self._alone:
                 frame(self._viewer)  # it may lie beyond what was seen so far
         if self.volume.layer is None:
             self.volume.show(volume, self.in_front)
-            self._look_in_3d()
+            if self._alone:
+                self._look_in_3d()
         elif self.volume.there:
             self.volume.show(volume)
 
@@ -260,7 +278,7 @@ class Task(QObject):
         return VolumeLayer(self._viewer, name, tuple(record["voxel_size_A"]), (z, y, x + beside_A), limits, metadata)
 
     def _look_in_3d(self) -> None:
-        if self._viewer.dims.ndisplay == 2 and not self._viewer.canvas.grid.enabled:
+        if self._viewer.dims.ndisplay == 2:
             self._viewer.dims.ndisplay = 3
             self._viewer.reset_view()
             self._viewer.scene.camera.angles = VIEW_ANGLES
@@ -275,11 +293,11 @@ class Task(QObject):
             self.text = f"Finished. {result_text(run)}"
             for ensemble in self.ensemble:
                 show_ensemble(self._viewer, self.name, ensemble, run.folder.record)
-                self.text += f"<br>{ensemble.words}"
+                self.text += f"<br>{LAYERS} {ensemble.words}"
             if self.last is not None and self.last.verdict:
                 show_info(self.last.verdict)
         elif job.status == "stopped":
-            self.text = f"Stopped. {self.progress_text(False)} The volume stays; Continue run goes on with it."
+            self.text = f"Stopped. {self.progress_text(False)} The volume stays; Continue goes on with it."
         elif job.error is not None:
             kept = " What was reached stays in its layer." if self.volume is not None and self.volume.there else ""
             self.text = f"Failed.{kept}"
