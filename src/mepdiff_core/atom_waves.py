@@ -251,7 +251,7 @@ class AtomWaves:
         counts = self.measured.at(indices).double()
         expected = expected.double()
         terms = expected - counts + torch.special.xlogy(counts, counts / expected)
-        return np.asarray(terms.sum((-2, -1)).cpu().numpy())
+        return np.asarray(self.measured.believed(terms).sum((-2, -1)).cpu().numpy())
 
     def quadratic(
         self,
@@ -316,7 +316,7 @@ class AtomWaves:
                     both = kept[a].real * kept[b].real + kept[a].imag * kept[b].imag
                     rows[first] += both * (2 * self.electrons)
                     first += 1
-            rows = rows.reshape(count, -1)
+            rows = self.measured.believed(rows).reshape(count, -1)
             gradient = (rows @ (1 - counts / expected).reshape(-1)).double()
             # the likelihood's third order, as far as it shows where the counts are: to the Fisher information's mean
             few = FEW_ELECTRONS / 3
@@ -445,7 +445,8 @@ class AtomWaves:
                 spectrum, behind = self.waves.exit_spectrum(transmission, few, keep=True)
                 expected = self.waves.intensity(spectrum) + self.background
                 counts = self.measured.at(few) / self.electrons
-                self.waves.adjoint(transmission, few, spectrum, behind, self.electrons * (1 - counts / expected), gradient)
+                dloss = self.electrons * self.measured.believed(1 - counts / expected)
+                self.waves.adjoint(transmission, few, spectrum, behind, dloss, gradient)
             return gradient[0]
 
         return torch.stack(self._shared_out(work, indices, 8 * PATTERNS_AT_ONCE)).sum(0)

@@ -75,10 +75,6 @@ def run_crystal(
     """
     check(start is None, "the crystal solver takes no start volume; give --start FILE.cif for what is known of the crystal")
     check(not checkpoint, "a run of the crystal solver cannot be continued; start it again")
-    check(
-        scan.blind is None,
-        "the crystal solver believes every pixel, and this scan has blind ones; take the method proximal or adam-best",
-    )
     yield from _Solver(scan, config, device).run()
 
 

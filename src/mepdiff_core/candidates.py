@@ -94,7 +94,7 @@ def _decided(
     """The answer that explains the held-out patterns better, each judged by the model that is best for it."""
     mine, own = (heldout_deviance(scan, state.volume, config, device) for state in (sample, crystal))
     assert crystal.heldout is not None
-    atoms = min(own, 2 * crystal.heldout / scan.n_pixels**2)
+    atoms = min(own, 2 * crystal.heldout / scan.pattern_pixels)
     whole = _after(crystal, sample)
     step, seconds = whole.total, whole.seconds
     if crystal.cell is not None and atoms <= mine:
@@ -120,8 +120,9 @@ def heldout_deviance(
     _, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
     wide = np.pad(np.asarray(volume, np.float32), [(0, 0), *[(model.margin, model.margin)] * 2])
     electrons = scan.electrons_per_pattern
-    predicted = model.predict(torch.as_tensor(wide).to(model.device), held).cpu().numpy() * electrons
-    return poisson_deviance(predicted, scan.patterns_at(held).astype(np.float64), Poisson().background * electrons)
+    predicted = model.predict(torch.as_tensor(wide).to(model.device), held).cpu().numpy()[:, scan.seen] * electrons
+    measured = scan.patterns_at(held)[:, scan.seen].astype(np.float64)
+    return poisson_deviance(predicted, measured, Poisson().background * electrons)
 
 
 def remembered(crystal: CrystalState) -> dict[str, npt.NDArray[np.generic]]:

@@ -109,8 +109,7 @@ class ForwardModel:
         self.pixel_size_A = pixel
         self.set_tilt(config.tilt_mrad)
         self.device, self.real_dtype = self.multislice.device, self.multislice.real_dtype
-        blind = 0 if scan.blind is None else int(scan.blind.sum())
-        self.n_patterns, self.pattern_pixels = scan.n_patterns, n * n - blind
+        self.n_patterns, self.pattern_pixels = scan.n_patterns, scan.pattern_pixels
         self.patterns = MeasuredPatterns(scan, self.device, self.real_dtype, scan.electrons_per_pattern)
         self._scales: dict[Likelihood, npt.NDArray[np.float64]] = {}
         self.chunk = CPU_CHUNK

@@ -328,12 +328,12 @@ class _Task:
         """
         electrons, roots = 0.0, 0.0
         for part in np.array_split(self.fit, -(-len(self.fit) // 32)):
-            counts = scan.patterns_at(part)
+            counts = scan.patterns_at(part)[:, scan.seen]
             electrons += float(counts.sum(dtype=np.float64))
             roots += float(np.sqrt(counts, dtype=np.float64).sum())
         if self.config.likelihood == "poisson":
             return lambda loss: electrons
-        pixels = len(self.fit) * scan.n_pixels**2
+        pixels = len(self.fit) * scan.pattern_pixels
         return lambda loss: 4 * roots**2 / pixels * loss
 
 

@@ -52,7 +52,7 @@ def judge(
     fit, held = split_patterns(scan.n_patterns, heldout_fraction, seed)
     tensor = torch.as_tensor(np.array(volume))
     electrons, background = scan.electrons_per_pattern, Poisson().background
-    seen = np.ones((scan.n_pixels,) * 2, bool) if scan.blind is None else ~scan.blind
+    seen = scan.seen
     result: dict[str, Any] = {}
     for r_name, deviance_name, indices in (("r_factor", "deviance", fit), ("r_heldout", "deviance_heldout", held)):
         result[r_name] = result[deviance_name] = None
