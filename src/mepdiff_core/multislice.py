@@ -215,6 +215,12 @@ class Multislice:
         target.index_put_((objects, rows[None], columns[None]), -imag, accumulate=True)
 
 
+def walk(tilt_mrad: tuple[float, float], slice_thickness_A: float, pixel_size_A: float) -> tuple[float, float]:
+    """(y, x) pixels that the columns of a tilted specimen walk from each slice to the next."""
+    y, x = (math.tan(1e-3 * angle) * slice_thickness_A / pixel_size_A for angle in tilt_mrad)
+    return y, x
+
+
 def detector_indices(n_detector: int, n_grid: int, stride: int) -> npt.NDArray[np.int64]:
     """Indices, along one axis of a corner-centred FFT grid, of the frequencies a detector's pixels see."""
     pixel = np.fft.ifftshift(np.arange(n_detector) - n_detector // 2)
