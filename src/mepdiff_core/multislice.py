@@ -77,7 +77,7 @@ class Multislice:
         self.slicing = self.device.type == "cpu"  # windows one by one are views; other devices gather them all at once
         self._k = torch.fft.fftfreq(self.n, device=self.device, dtype=self.real_dtype)
         self.set_walk((0.0, 0.0))
-        self.set_probe(torch.as_tensor(probe).to(self.device, dtype))
+        self.set_probe(torch.as_tensor(np.array(probe)).to(self.device, dtype))
 
     def set_probe(self, probe: Tensor) -> None:
         """Take another probe of the same shape, (modes, n, n)."""

@@ -371,7 +371,7 @@ def _measure(
 ) -> tuple[ForwardModel, Measurement]:
     """The model of a scan, with what was refined put in, and the misfit by it."""
     slices = specimen_slices(scan, config.slices, config.slice_thickness_A)
-    probe, positions = (None, None) if refined is None else (np.array(refined.probe), refined.positions_A)
+    probe, positions = (None, None) if refined is None else (refined.probe, refined.positions_A)
     model = ForwardModel(scan, slices, config.slice_thickness_A, config.model, probe, device, positions_A=positions)
     engine = make_engine(config.engine, model, config.likelihood, Constraints())
     return model, Measurement(engine, model.volume_shape, prior.config.diffusion.data_scale)
