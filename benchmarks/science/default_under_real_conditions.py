@@ -1,0 +1,100 @@
+"""The default method where the beam is not what the record says: drift, two modes, a tilt, a beam stop; SSIM and seconds.
+
+    python benchmarks/science/default_under_real_conditions.py
+
+SrTiO3, simulated with its atoms at 0.1 Å; 14 x 14 positions 0.512 Å apart, 128 px to 2.5 1/Å, 200 Å over focus, 12.8 Å
+thick, 1e6 e/Å²: a scan in which the crystal solver knows the atoms, so that what is lost by a beam that it is wrong about
+shows. Conditions, and what mends them, are those of real_conditions.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import resources
+
+import numpy as np
+from real_conditions import CONFIG, TILT, drifted, inner, mixed, tilted
+
+from mepdiff_core.candidates import run_mepdiff
+from mepdiff_core.metrics import volume_metrics
+from mepdiff_core.optics import Optics
+from mepdiff_core.preparation import cut_truth
+from mepdiff_core.scan import Scan
+from mepdiff_core.settings import MepdiffConfig, ModelConfig, RefineConfig
+from mepdiff_core.simulate import simulate_scan
+from mepdiff_core.states import CrystalState
+
+WIDE = replace(CONFIG, optics=Optics(overfocus_A=200.0), detector_pixels=128, thickness_A=12.8)
+AS_IT_IS = MepdiffConfig(slices=8)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Attributes: ``name``; ``spoil`` of the clean scan; ``mend``: settings that are told or find what is wrong."""
+
+    name: str
+    spoil: Callable[[Scan], Scan]
+    mend: MepdiffConfig = AS_IT_IS
+
+
+def behind_a_stop(scan: Scan) -> Scan:
+    """The arm of a beam stop from the edge to beyond the middle, with nonsense behind it, known as blind."""
+    blind = np.zeros((scan.n_pixels,) * 2, bool)
+    middle = scan.n_pixels // 2
+    blind[middle - 4 : middle + 4, : middle + 6] = True
+    nonsense = np.random.default_rng(0).integers(0, 4000, scan.counts.shape)
+    return replace(scan, counts=np.where(blind, nonsense, scan.counts), blind=blind)
+
+
+CASES = [
+    Case("nothing", lambda scan: scan),
+    Case("beam stop, blind", behind_a_stop),
+    Case(
+        "positions drift, 0.3 Å rms",
+        lambda scan: drifted(scan)[0],
+        replace(AS_IT_IS, refine=RefineConfig(position_rate_A=0.05)),
+    ),
+    Case("two probe modes, 25 % in a vortex", mixed, replace(AS_IT_IS, refine=RefineConfig(probe_rate=0.02, probe_modes=2))),
+    Case("tilt of 5, -3 mrad", tilted, replace(AS_IT_IS, model=ModelConfig(tilt_mrad=TILT))),
+]
+
+
+def solve(big: Scan, scan: Scan, config: MepdiffConfig) -> tuple[float, str, float]:
+    """SSIM of slices, what the answer is in a word, and the seconds it took."""
+    began = time.perf_counter()
+    *_, state = run_mepdiff(scan, config)
+    truth = cut_truth(big, replace(scan, truth=None))
+    assert truth is not None
+    height, width = np.minimum(truth.phase.shape[1:], state.volume.shape[1:])
+    ssim = volume_metrics(state.volume[:, :height, :width], truth.phase[:, :height, :width])["ssim_2d"]
+    formula = state.cell.formula if isinstance(state, CrystalState) and state.cell is not None else "the prior's volume"
+    return ssim, formula, time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--as-it-is", action="store_true", help="also without what mends it")
+    arguments = parser.parse_args()
+    with resources.as_file(resources.files("mepdiff_core").joinpath("data/SrTiO3.cif")) as crystal:
+        big = simulate_scan(crystal, WIDE)
+    clean = None
+    print("| what is wrong | SSIM as it is | SSIM mended | of the clean scan's | answer | seconds |")
+    print("|---|---:|---:|---:|---|---:|")
+    for case in CASES:
+        scan = case.spoil(inner(big))
+        before = ""
+        if arguments.as_it_is and case.mend != AS_IT_IS:
+            ssim, formula, _ = solve(big, scan, AS_IT_IS)
+            before = f"{ssim:.3f}, {formula}"
+        ssim, formula, seconds = solve(big, scan, case.mend)
+        clean = clean or ssim
+        print(
+            f"| {case.name} | {before} | {ssim:.3f} | {100 * ssim / clean:.0f} % | {formula} | {seconds:.0f} |", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
