@@ -2,9 +2,9 @@
 
     python benchmarks/science/default_under_real_conditions.py
 
-SrTiO3, simulated with its atoms at 0.1 Å; 14 x 14 positions 0.512 Å apart, 128 px to 2.5 1/Å, 200 Å over focus, 12.8 Å
-thick, 1e6 e/Å²: a scan in which the crystal solver knows the atoms, so that what is lost by a beam that it is wrong about
-shows. Conditions, and what mends them, are those of real_conditions.py.
+SrTiO3, simulated with its atoms at 0.1 Å; 14 x 14 positions 0.8 Å apart, three unit cells each way, 64 px, 100 Å over focus,
+9.6 Å thick. The composition is told: a crystal has to be known where nothing is wrong, or nothing would be seen to be lost.
+What goes wrong and what mends it are those of real_conditions.py.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mepdiff_core.metrics import volume_metrics
 from mepdiff_core.optics import Optics
 from mepdiff_core.preparation import cut_truth
 from mepdiff_core.scan import Scan
-from mepdiff_core.settings import MepdiffConfig, ModelConfig, RefineConfig
+from mepdiff_core.settings import CrystalConfig, MepdiffConfig, ModelConfig, RefineConfig
 from mepdiff_core.simulate import simulate_scan
 from mepdiff_core.states import CrystalState
 
-WIDE = replace(CONFIG, optics=Optics(overfocus_A=200.0), detector_pixels=128, thickness_A=12.8)
-AS_IT_IS = MepdiffConfig(slices=8)
+WIDE = replace(CONFIG, optics=Optics(overfocus_A=100.0), scan_step_A=0.8)
+AS_IT_IS = MepdiffConfig(slices=6, crystal=CrystalConfig(composition="SrTiO3"))
 
 
 @dataclass(frozen=True)
