@@ -2,8 +2,8 @@
 
     python benchmarks/science/default_under_real_conditions.py
 
-A planted cell, strontium and oxygen as in CsCl with a = 3.2 Å, through 6.4 Å; 14 x 14 positions 0.6 Å apart, 64 px, 100 Å over
-focus. Composition and period are told. What goes wrong and what mends it are those of real_conditions.py.
+A planted cell, strontium and oxygen as in CsCl with a = 3.2 Å, through 6.4 Å; 14 x 14 positions 0.6 Å apart, 64 px, 100 Å
+over focus. Composition and period are told. What goes wrong and what mends it are those of real_conditions.py.
 """
 
 from __future__ import annotations
