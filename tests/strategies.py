@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from mepdiff_core.calibration import Calibration
@@ -127,6 +129,7 @@ def crystals(draw: st.DrawFn) -> CrystalConfig:
         heldout_fraction=draw(st.floats(0, 0.5)),
         slices=draw(st.none() | st.integers(1, 1000)),
         slice_thickness_A=draw(positive),
+        model=draw(models.map(lambda model: replace(model, window=1, sampling=1))),
         seed=draw(st.integers(0, 2**63)),
         **given,
     )

@@ -10,16 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import shift
 
 from mepdiff_core import candidates
+from mepdiff_core.atoms import run_crystal
+from mepdiff_core.baselines import run_adam
 from mepdiff_core.candidates import heldout_deviance, recalled, remembered, run_mepdiff
 from mepdiff_core.defects import Defect
 from mepdiff_core.diffusion import DiffusionConfig
 from mepdiff_core.errors import InputError
+from mepdiff_core.forward import object_field
+from mepdiff_core.metrics import middle
+from mepdiff_core.posterior import passes_of_adam
+from mepdiff_core.probe import load_refined
 from mepdiff_core.runs import Run
 from mepdiff_core.scan import Scan
-from mepdiff_core.settings import MepdiffConfig
-from mepdiff_core.states import CrystalState, SampleState, State
+from mepdiff_core.settings import CrystalConfig, MepdiffConfig, ModelConfig, RefineConfig
+from mepdiff_core.states import CrystalState, Refined, SampleState, State
 from mepdiff_core.unet import UNet, UNetConfig
 from mepdiff_core.unit_cell import UnitCell
 from mepdiff_core.weights import PriorConfig, save_prior
@@ -66,12 +73,12 @@ def crystal(scan: Scan, good: bool, explained: bool, **more: Any) -> CrystalStat
     return CrystalState(**{**values, **more})
 
 
-def solver(state: CrystalState, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Put in place of the crystal solver, which takes minutes; returns how often it was asked."""
-    asked: list[int] = []
+def solver(state: CrystalState, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Put in place of the crystal solver, which takes minutes; returns what beam it was asked about, each time."""
+    asked: list[dict[str, Any]] = []
 
-    def run_crystal(scan: Scan, config: Any, device: Any) -> Iterator[CrystalState]:
-        asked.append(1)
+    def run_crystal(scan: Scan, config: Any, device: Any, **beam: Any) -> Iterator[CrystalState]:
+        asked.append(beam)
         yield replace(state, step=4, volume_step=4, verdict="", explained=False)
         yield state
 
@@ -186,3 +193,111 @@ def test_states_are_one_run(small_scan: Scan, config: MepdiffConfig, monkeypatch
     states: list[State] = list(run_mepdiff(small_scan, config))
     assert all(s.step <= s.total for s in states)
     assert [s.seconds for s in states] == sorted(s.seconds for s in states)
+
+
+BOTH = RefineConfig(position_rate_A=0.02, probe_rate=0.01, probe_modes=2)
+
+
+@pytest.mark.parametrize("refine", [BOTH, replace(BOTH, probe_rate=0.0, probe_modes=1)], ids=["both", "positions"])
+def test_what_is_refined_first_is_used_by_all_that_follows(
+    refine: RefineConfig, small_scan: Scan, config: MepdiffConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The solver and the sampler take just what Adam finds; a probe that was not refined stays that of the optics."""
+    found = replace(passes_of_adam(config, 2), refine=refine)
+    *_, alone = run_adam(small_scan, found)
+    assert alone.refined is not None
+    asked = solver(crystal(small_scan, True, False), monkeypatch)
+    states: list[State] = list(run_mepdiff(small_scan, replace(config, refine=refine, refine_passes=2)))
+    (beam,) = asked
+    np.testing.assert_array_equal(beam["positions_A"], alone.refined.positions_A)
+    assert np.ptp(beam["positions_A"] - small_scan.positions_A) > 0.01
+    if refine.probe_rate:
+        np.testing.assert_array_equal(beam["probe"], alone.refined.probe)
+        assert len(beam["probe"]) == 2
+    else:
+        assert beam["probe"] is None
+    assert [s.step for s in states] == list(range(1, 3)) + list(range(6, 12))  # the solver's first states are 4 and 5
+    assert [s.seconds for s in states] == sorted(s.seconds for s in states)
+    assert all(s.step <= s.total for s in states)
+    for state in states:
+        assert state.refined is not None
+    for state in states[2:]:
+        np.testing.assert_array_equal(state.refined.positions_A, alone.refined.positions_A)  # type: ignore[union-attr]
+    deviance = heldout_deviance(small_scan, states[-2].volume, config, refined=alone.refined)
+    assert f"{deviance:.4f}" in states[-1].verdict
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 6])
+def test_a_run_that_refines_goes_on(
+    stop: int, small_scan: Scan, small_file: Path, config: MepdiffConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while it refines, before and after the solver's answer, between two steps of the sampler."""
+    asked = solver(crystal(small_scan, True, False, samples=None), monkeypatch)
+    refining = replace(config, refine=BOTH, refine_passes=2)
+    whole = Run(small_file, tmp_path / "whole", "mepdiff", refining)
+    list(whole.states())
+    stopped = Run(small_file, tmp_path / "stopped", "mepdiff", refining)
+    states = stopped.states()
+    for _ in range(stop):
+        next(states)
+    states.close()
+    again = Run(small_file, tmp_path / "stopped", "mepdiff", resume=True)
+    list(again.states())
+    for beam in asked[1:]:
+        np.testing.assert_array_equal(beam["positions_A"], asked[0]["positions_A"])
+    assert again.metrics["verdict"] == whole.metrics["verdict"] != ""
+    assert again.metrics["r_heldout"] == whole.metrics["r_heldout"]
+    one, other = (load_refined(tmp_path / name / "refined.h5") for name in ("whole", "stopped"))
+    np.testing.assert_array_equal(one.probe, other.probe)
+
+
+def test_what_was_refined_comes_back_from_a_checkpoint(small_scan: Scan) -> None:
+    refined = Refined(small_scan.get_probe(), small_scan.positions_A + 0.1, small_scan.pixel_size_A, 300e3)
+    other = recalled(remembered(crystal(small_scan, True, False, refined=refined)))
+    assert other is not None
+    assert other.refined is not None
+    for name, value in asdict(refined).items():
+        np.testing.assert_array_equal(getattr(other.refined, name), value)
+
+
+def test_the_solver_sees_the_specimen_where_the_beam_really_was(small_scan: Scan) -> None:
+    """Positions on record are off by 0.5 Å rms, the true ones are given: the projection is on the record's field, and
+    nearer to the truth; so it is with the true probe instead of one that is out of focus."""
+    assert small_scan.truth is not None
+    off = np.random.default_rng(0).normal(0, 0.35, small_scan.positions_A.shape)
+    wrong = replace(
+        small_scan,
+        positions_A=small_scan.positions_A + off,
+        optics=replace(small_scan.optics, overfocus_A=120.0),
+        truth=None,
+    )
+    positions, probe = small_scan.positions_A, small_scan.get_probe()
+
+    def agreement(scan: Scan, **beam: Any) -> float:
+        states = run_crystal(scan, CrystalConfig(slices=4), **beam)
+        volume = [next(states) for _ in range(3)][-1].volume
+        field = object_field(scan.positions_A, scan.n_pixels, scan.pixel_size_A)
+        assert volume.shape[1:] == field.shape
+        assert small_scan.truth is not None
+        apart = (np.array(small_scan.truth.origin_A[1:]) - field.origin_A) / scan.pixel_size_A
+        truth = shift(small_scan.truth.phase.sum(0), apart, mode="grid-wrap")
+        height, width = np.minimum(truth.shape, field.shape)
+        parts = (middle(v[:height, :width], 24).ravel() for v in (truth, volume.sum(0)))
+        return float(np.corrcoef(*parts)[0, 1])
+
+    neither, half, both = (
+        agreement(wrong, **b) for b in ({}, {"positions_A": positions}, {"positions_A": positions, "probe": probe})
+    )
+    assert neither < half - 0.1 < both - 0.3
+    assert both == pytest.approx(agreement(replace(small_scan, probe=probe)), abs=0.04)
+
+
+def test_what_the_solver_cannot_take_is_refused() -> None:
+    with pytest.raises(InputError, match="a window and a sampling of its own; leave those of the model at 1"):
+        CrystalConfig(model=ModelConfig(window=2))
+    with pytest.raises(InputError, match="leave window and sampling of the model at 1, or take the method proximal"):
+        MepdiffConfig(refine=BOTH, model=ModelConfig(sampling=2))
+    tilted = ModelConfig(window=2, tilt_mrad=(1.0, 2.0))
+    assert MepdiffConfig(refine=replace(BOTH, probe_rate=0.0, probe_modes=1), model=tilted).solver.model == ModelConfig(
+        tilt_mrad=(1.0, 2.0)
+    )

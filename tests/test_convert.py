@@ -98,6 +98,29 @@ def test_a_file_is_reconstructed_in_one_go(here: Path, small_scan: Scan, capsys:
         assert message in said(capsys)
 
 
+def test_a_file_is_prepared_in_one_go(here: Path, capsys: Capture) -> None:
+    """The same scan as that of its converted file, with both on record; nothing but it and its picture is left."""
+    options = ["--set", "flip_ky=true", "--set", "bin=2", "--set", "subpixel=leave"]
+    assert main(["prepare", "scan.npy", "ready.h5", *options]) == 2
+    assert "optics.semiangle_mrad=21.4 (semi-convergence angle)" in said(capsys)
+    assert main(["prepare", "scan.npy", "ready.h5", *options, *GIVEN]) == 0
+    captured = capsys.readouterr()
+    assert "scan.npy: 3 x 4 patterns of 16 x 16 px" in captured.err
+    assert sorted(p.name for p in here.iterdir()) == ["ready.h5", "ready.png", "scan.npy"]
+    assert main(["convert", "scan.npy", "scan.h5", *GIVEN]) == 0
+    assert main(["prepare", "scan.h5", "again.h5", *options]) == 0
+    ready, again = load_scan("ready.h5"), load_scan("again.h5")
+    np.testing.assert_array_equal(ready.counts, again.counts)
+    assert ready.counts.shape == (3, 4, 8, 8)
+    assert calibration_of(ready) == calibration_of(again)
+    assert ready.info == again.info
+    assert ready.info["converted"]["file"] == "scan.npy"
+    assert main(["prepare", "scan.h5", "other.h5", *options, "--calibrate=optics.overfocus_A=55"]) == 0
+    assert load_scan("other.h5").optics.overfocus_A == 55
+    assert main(["prepare", "scan.h5", "no.h5", *options, "--clip"]) == 2
+    assert "--clip is for a microscope's file; scan.h5 is none: leave it out" in said(capsys)
+
+
 def test_values_come_from_a_preset_too(here: Path) -> None:
     Path("microscope.yaml").write_text(yaml.safe_dump({**KNOWN, "thickness_A": 50.0}))
     assert main(["convert", "scan.npy", "scan.h5", "--calibration", "microscope.yaml", "--calibrate=scan_step_A=0.7"]) == 0

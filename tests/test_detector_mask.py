@@ -6,22 +6,35 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import tifffile
 import torch
 
-from mepdiff_core.atoms import run_crystal
+from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.baselines import run_adam
+from mepdiff_core.candidates import heldout_deviance
 from mepdiff_core.cli import main
+from mepdiff_core.columns import Columns
+from mepdiff_core.crystal_model import CrystalModel
+from mepdiff_core.crystals import Crystal
+from mepdiff_core.diffusion import DiffusionConfig
+from mepdiff_core.element_features import FEATURES
+from mepdiff_core.ensemble import heldout_deviances
 from mepdiff_core.errors import InputError
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import make_likelihood
 from mepdiff_core.metrics import middle
+from mepdiff_core.polish import draw_cell
+from mepdiff_core.posterior import run_proximal
 from mepdiff_core.preparation import prepare, words_of
 from mepdiff_core.prepare_config import PrepareConfig
 from mepdiff_core.report import judge
 from mepdiff_core.scan import Scan, load_scan, save_scan
-from mepdiff_core.settings import ADAM_BEST, CrystalConfig
+from mepdiff_core.settings import ADAM_BEST, LikelihoodName, MepdiffConfig, ProximalConfig
+from mepdiff_core.unet import UNet, UNetConfig
+from mepdiff_core.unit_cell import UnitCell, from_crystal
+from mepdiff_core.weights import PriorConfig, save_prior
 
 FAST = replace(ADAM_BEST, engine="fast", iterations=12, patience=None)
 STOP = np.zeros((64, 64), bool)
@@ -98,12 +111,80 @@ def test_they_stay_where_their_pixels_go(small_scan: Scan, tmp_path: Path, confi
     np.testing.assert_array_equal(again.blind, ready.blind)
 
 
-def test_what_believes_every_pixel_refuses_them(small_scan: Scan) -> None:
-    scan = stopped(small_scan, True)
+def test_ptyrads_engine_refuses_them(small_scan: Scan) -> None:
     with pytest.raises(InputError, match="PtyRAD believes every pixel, and the scan has blind ones; use engine=fast"):
-        next(run_adam(scan, replace(FAST, engine="ptyrad")))
-    with pytest.raises(InputError, match="take the method proximal or adam-best"):
-        next(run_crystal(scan, CrystalConfig()))
+        next(run_adam(stopped(small_scan, True), replace(FAST, engine="ptyrad")))
+
+
+def judged_by_waves(scan: Scan, cell: UnitCell) -> dict[str, npt.NDArray[np.float64]]:
+    """Everything that the crystal solver asks patterns for, at a cell."""
+    waves, some = AtomWaves(scan, 4, 1.6), np.array([3, 11, 40])
+    phase = draw_cell(waves, cell)
+    sources = [{s: waves.draw_flat(np.array([[1.0 + s, 1.3]]), 22)} for s in range(2)]
+    misfit, gradient, curvature = waves.quadratic(phase, sources, some, [[0, 1]])
+    model = CrystalModel(waves, Columns(cell.lattice_A[:2, 1:], np.zeros(2), np.zeros((1, 2)), np.ones((1, FEATURES))))
+    return {
+        "misfit": waves.misfit(waves.transmission(phase), some),
+        "quadratic": np.concatenate([[misfit], gradient, curvature.ravel()]),
+        "gradient": waves.gradient(phase, some).double().numpy(),
+        "excess": np.array(model.excess(phase, some)),
+    }
+
+
+def test_the_crystal_solver_asks_only_pixels_that_see(small_scan: Scan, perovskite: Crystal) -> None:
+    """Bit for bit the same whatever is in blind pixels; the same as without a mask where none is blind; and what a mask
+    takes away from misfit and curvature is what another mask, of the other pixels, leaves."""
+    cell = from_crystal(perovskite, "c", (0.0, 0.0, 0.0), 6.4)
+
+    def at(fill: float, blind: npt.NDArray[np.bool_] | None) -> dict[str, npt.NDArray[np.float64]]:
+        return judged_by_waves(replace(small_scan, counts=np.where(STOP, fill, small_scan.counts), blind=blind), cell)
+
+    empty, nonsense, zeros = at(0, STOP), at(4000, STOP), np.zeros_like(STOP)
+    for name, value in nonsense.items():
+        np.testing.assert_array_equal(value, empty[name])
+    whole, unmasked, rest = at(5, None), at(5, zeros), at(5, ~STOP)
+    for name, value in whole.items():
+        np.testing.assert_allclose(unmasked[name], value, rtol=1e-12)
+    for name in ("misfit", "quadratic", "gradient"):
+        largest = np.abs(whole[name]).max()
+        np.testing.assert_allclose((empty[name] + rest[name]) / largest, whole[name] / largest, atol=3e-6)
+    assert np.abs(rest["quadratic"]).max() > 0
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "amplitude"])
+def test_a_prior_is_weighed_against_what_was_seen(small_scan: Scan, likelihood: LikelihoodName, tmp_path: Path) -> None:
+    """And not against the electrons of a hot beam stop: the sampler's answer is bit for bit the same."""
+    torch.manual_seed(0)
+    network = UNetConfig((8,), (16,), blocks=1, head_channels=8, embedding=16, patch=2)
+    save_prior(
+        tmp_path / "tiny.safetensors",
+        dict(UNet(network).named_parameters()),
+        PriorConfig(network, DiffusionConfig(), (4, 32, 32)),
+        {},
+    )
+    config = ProximalConfig(
+        prior=str(tmp_path / "tiny.safetensors"), likelihood=likelihood, slices=4, steps=2, batches=2, warm_passes=1
+    )
+    answers = []
+    for fill in (0, 4000):
+        scan = replace(small_scan, counts=np.where(STOP, fill, small_scan.counts), blind=STOP)
+        *_, state = run_proximal(scan, config)
+        answers.append(state.volume)
+    np.testing.assert_array_equal(*answers)
+    assert answers[0].std() > 0
+
+
+def test_two_answers_are_compared_where_the_detector_sees(small_scan: Scan) -> None:
+    """The deviance of held-out patterns, of both ways to it, is the same whatever is in blind pixels."""
+    assert small_scan.truth is not None
+    truth, found = small_scan.truth.phase, []
+    for fill in (0, 4000):
+        scan = replace(small_scan, counts=np.where(STOP, fill, small_scan.counts), blind=STOP)
+        ranked = heldout_deviances(scan, truth[None], 1.6, 0.05, 0)
+        found.append((heldout_deviance(scan, truth, MepdiffConfig()), *ranked))
+    assert found[0] == found[1]
+    assert found[0][0] == pytest.approx(heldout_deviance(small_scan, truth, MepdiffConfig()), rel=0.1)
+    assert found[0][0] == pytest.approx(found[0][1], rel=1e-9)
 
 
 def test_other_pictures_are_refused(

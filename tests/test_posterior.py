@@ -27,7 +27,7 @@ from mepdiff_core.probe import load_refined
 from mepdiff_core.runs import Run
 from mepdiff_core.sample import dpmpp_2m_sde, noise_of_seeds, polyexponential
 from mepdiff_core.scan import Scan
-from mepdiff_core.settings import ADAM_BEST, DPSConfig, MepdiffConfig, ProximalConfig, RefineConfig, SamplerConfig
+from mepdiff_core.settings import ADAM_BEST, DPSConfig, ProximalConfig, RefineConfig, SamplerConfig
 from mepdiff_core.states import SampleState
 from mepdiff_core.tiling import Tiled, Tiles
 from mepdiff_core.unet import UNet, UNetConfig
@@ -275,5 +275,3 @@ def test_a_run_keeps_what_its_sampler_has_refined(small_file: Path, prior_path: 
     arguments += ["--steps", "1", "--set", "batches=1", "--set", "refine.probe_rate=0.01", "--set", "refine_passes=2"]
     assert main([*arguments, "--device", "cpu"]) == 0
     assert load_refined(tmp_path / "run" / "refined.h5").probe.shape == (1, 64, 64)
-    with pytest.raises(InputError, match="take the method proximal, or refine by adam-best"):
-        MepdiffConfig(refine=RefineConfig(probe_rate=0.01))

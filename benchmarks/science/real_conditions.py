@@ -99,7 +99,7 @@ def two_modes(scan: Scan) -> npt.NDArray[np.complex64]:
 def mixed(scan: Scan) -> Scan:
     """A beam of two modes."""
     assert scan.truth is not None
-    model = ForwardModel(scan, 6, 1.6, probe=two_modes(scan))
+    model = ForwardModel(scan, len(scan.truth.phase), 1.6, probe=two_modes(scan))
     patterns = model.predict(torch.as_tensor(scan.truth.phase), np.arange(scan.n_patterns)).numpy()
     counts = np.random.default_rng(5).poisson(patterns * scan.electrons_per_pattern)
     return replace(scan, counts=counts.reshape(scan.counts.shape))
@@ -124,8 +124,8 @@ def drifted(scan: Scan) -> tuple[Scan, np.ndarray]:
 def tilted(scan: Scan, times: int = 1) -> Scan:
     """A tilted specimen, some times as thick."""
     assert scan.truth is not None
-    model = ForwardModel(scan, 6 * times, 1.6, ModelConfig(sampling=2, tilt_mrad=TILT))
     phase = np.concatenate([scan.truth.phase] * times)
+    model = ForwardModel(scan, len(phase), 1.6, ModelConfig(sampling=2, tilt_mrad=TILT))
     patterns = model.predict(torch.as_tensor(phase), np.arange(scan.n_patterns)).numpy()
     counts = np.random.default_rng(3).poisson(patterns * scan.electrons_per_pattern)
     return replace(scan, counts=counts.reshape(scan.counts.shape))

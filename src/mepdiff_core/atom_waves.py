@@ -24,13 +24,14 @@ import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from mepdiff_core.config import check
 from mepdiff_core.crystals import Atoms
 from mepdiff_core.measured import MeasuredPatterns
-from mepdiff_core.multislice import Multislice, detector_indices
-from mepdiff_core.optics import frequencies, make_probe, propagator
+from mepdiff_core.multislice import Multislice, detector_indices, walk
+from mepdiff_core.optics import frequencies, propagator
 from mepdiff_core.renderer import Renderer
 from mepdiff_core.scan import Scan
+from mepdiff_core.settings import ModelConfig
+from mepdiff_core.wide_probe import wide_probe
 
 WINDOW, NARROWER = 2, 2
 """What one atom changes is carried in windows so many times narrower: it starts where the beam is, and goes not far."""
@@ -109,6 +110,7 @@ class AtomWaves:
         device: where to compute.
         imaging: what is known beyond the scan.
         measured: the scan's patterns, where another model has them already.
+        model: the probe's modes, the specimen's tilt, the propagator; window and sampling are these waves' own.
 
     Attributes:
         positions_A: (positions, 2) of the beam as (y, x).
@@ -125,8 +127,10 @@ class AtomWaves:
         device: torch.device | str = "cpu",
         imaging: Imaging = Imaging(),
         measured: MeasuredPatterns | None = None,
+        model: ModelConfig | None = None,
     ) -> None:
-        self.scan, self.imaging = scan, imaging
+        model = model or ModelConfig()
+        self.scan, self.imaging, self.model = scan, imaging, model
         n, pixel = scan.n_pixels, scan.pixel_size_A
         quarter = math.ceil(4 * pixel / MODEL_A - 1e-9)  # model pixels along four of the detector's
         while (WINDOW * n * quarter) % 8:
@@ -153,9 +157,9 @@ class AtomWaves:
         self.positions_A = np.asarray(scan.positions_A, np.float64)
         position = (self.positions_A - self.origin_A) / self.model_pixel_A
         nearest = np.round(position).astype(np.int64)
-        transfer = propagator(scan.optics.energy_eV, self.grid, self.model_pixel_A, slice_thickness_A)
+        transfer = propagator(scan.optics.energy_eV, self.grid, self.model_pixel_A, slice_thickness_A, model.paraxial)
         self.waves = Multislice(
-            _probe(scan, self.grid, self.model_pixel_A, imaging.overfocus_A),
+            wide_probe(scan, WINDOW, self.grid, model, imaging.overfocus_A),
             transfer * self._bandwidth(self.grid),
             nearest - self.grid // 2,
             position - nearest,
@@ -163,6 +167,7 @@ class AtomWaves:
             WINDOW**2,
             device,
         )
+        self.waves.set_walk(walk(model.tilt_mrad, slice_thickness_A, self.model_pixel_A))
         self.electrons = scan.electrons_per_pattern
         self.background = background_electrons / self.electrons
         self.measured = measured or MeasuredPatterns(scan, self.device)
@@ -177,7 +182,7 @@ class AtomWaves:
         if (slices, imaging) == (self.slices, self.imaging):
             return self
         background, thickness = self.background * self.electrons, self.slice_thickness_A
-        return AtomWaves(self.scan, slices, thickness, background, self.device, imaging, self.measured)
+        return AtomWaves(self.scan, slices, thickness, background, self.device, imaging, self.measured, self.model)
 
     def _bandwidth(self, grid: int) -> npt.NDArray[np.bool_]:
         ky, kx = frequencies(grid, self.model_pixel_A)
@@ -251,7 +256,7 @@ class AtomWaves:
         counts = self.measured.at(indices).double()
         expected = expected.double()
         terms = expected - counts + torch.special.xlogy(counts, counts / expected)
-        return np.asarray(terms.sum((-2, -1)).cpu().numpy())
+        return np.asarray(self.measured.believed(terms).sum((-2, -1)).cpu().numpy())
 
     def quadratic(
         self,
@@ -300,7 +305,7 @@ class AtomWaves:
             kept: dict[int, Tensor] = {}
             for windows, block in blocks:
                 seen = self._added(windows, transmission, turned, before, part, [sources[p] for p in block], planes)
-                rows[block] = seen.real * twice.real + seen.imag * twice.imag
+                rows[block] = (seen.real * twice.real + seen.imag * twice.imag).sum(2)
                 kept |= {p: wave for p, wave in zip(block, seen, strict=True) if p in followed}
             first = len(sources)
             for group in groups:
@@ -310,13 +315,13 @@ class AtomWaves:
                     done = first
                     for seen in self._added_by_pairs(self._narrow, transmission, turned, here, part[j], members, planes):
                         wave = twice[j : j + 1]
-                        rows[done : done + len(seen), j : j + 1] = seen.real * wave.real + seen.imag * wave.imag
+                        rows[done : done + len(seen), j : j + 1] = (seen.real * wave.real + seen.imag * wave.imag).sum(2)
                         done += len(seen)
                 for a, b in pairs_of(group):
                     both = kept[a].real * kept[b].real + kept[a].imag * kept[b].imag
-                    rows[first] += both * (2 * self.electrons)
+                    rows[first] += both.sum(1) * (2 * self.electrons)
                     first += 1
-            rows = rows.reshape(count, -1)
+            rows = self.measured.believed(rows).reshape(count, -1)
             gradient = (rows @ (1 - counts / expected).reshape(-1)).double()
             # the likelihood's third order, as far as it shows where the counts are: to the Fisher information's mean
             few = FEW_ELECTRONS / 3
@@ -338,9 +343,10 @@ class AtomWaves:
         sources: Sources,
         planes: Mapping[int, Tensor],
     ) -> Tensor:
-        """(sources, positions, n, n) what each source adds to the amplitudes."""
+        """(sources, positions, modes, n, n) what each source adds to the amplitudes."""
         n, inner, places = windows.side, windows.inner, [windows.place(index) for index in indices]
-        added = torch.zeros(len(sources), len(indices), n, n, dtype=torch.complex64, device=self.device)
+        shape = (len(sources), len(indices), len(self.waves.probe), n, n)
+        added = torch.zeros(shape, dtype=torch.complex64, device=self.device)
         started = False
         for s in range(self.slices):
             here = [(b, planes[id(source[s])]) for b, source in enumerate(sources) if s in source]
@@ -348,7 +354,7 @@ class AtomWaves:
                 if started:
                     added[:, j].mul_(transmission[s][window])
                 if here:
-                    wave = turned[s][window] * before[s][0, j, 0][inner]
+                    wave = turned[s][window] * before[s][0, j][(..., *inner)]
                     for b, plane in here:
                         added[b, j].addcmul_(wave, plane[window])
             started = started or bool(here)
@@ -367,15 +373,15 @@ class AtomWaves:
         planes: Mapping[int, Tensor],
     ) -> Iterator[Tensor]:
         """What the products of two sources add to one pattern's amplitudes, a few pairs at a time, in order."""
-        n, inner, window = windows.side, windows.inner, windows.place(index)
+        n, inner, window, modes = windows.side, windows.inner, windows.place(index), len(self.waves.probe)
         through = transmission[(slice(None), *window)]
         images = [{s: planes[id(image)][window] for s, image in source.items()} for source in sources]
-        arriving: list[Tensor] = []  # (sources, n, n) first-order waves before each slice
-        psi = torch.zeros(len(sources), n, n, dtype=torch.complex64, device=self.device)
+        arriving: list[Tensor] = []  # (sources, modes, n, n) first-order waves before each slice
+        psi = torch.zeros(len(sources), modes, n, n, dtype=torch.complex64, device=self.device)
         for s in range(self.slices):
             arriving.append(psi)
             psi = psi * through[s]
-            wave = turned[s][window] * before[s][0, 0, 0][inner]
+            wave = turned[s][window] * before[s][0, 0][(..., *inner)]
             for k, image in enumerate(images):
                 if s in image:
                     psi[k].addcmul_(wave, image[s])
@@ -383,12 +389,12 @@ class AtomWaves:
         pairs = pairs_of(range(len(sources)))
         for first in range(0, len(pairs), PAIRS_AT_ONCE):
             block = pairs[first : first + PAIRS_AT_ONCE]
-            psi = torch.zeros(len(block), n, n, dtype=torch.complex64, device=self.device)
+            psi = torch.zeros(len(block), modes, n, n, dtype=torch.complex64, device=self.device)
             started = False
             for s in range(self.slices):
                 if started:
                     psi.mul_(through[s])
-                wave = through[s] * before[s][0, 0, 0][inner]
+                wave = through[s] * before[s][0, 0][(..., *inner)]
                 bent = turned[s][window]
                 for k, (a, b) in enumerate(block):
                     if s in images[a]:
@@ -404,11 +410,11 @@ class AtomWaves:
             yield windows.seen(psi)[:, None]
 
     def _amplitudes(self, spectrum: Tensor) -> Tensor:
-        """(positions, n, n) complex whose squared modulus is the pattern as parts of the beam."""
-        return self.waves._seen(spectrum)[0, :, 0] * self._amplitude
+        """(positions, modes, n, n) complex whose squared moduli add up to the pattern as parts of the beam."""
+        return self.waves._seen(spectrum)[0] * self._amplitude
 
     def _expected(self, amplitude: Tensor) -> Tensor:
-        return (amplitude.real.square() + amplitude.imag.square() + self.background) * self.electrons
+        return ((amplitude.real.square() + amplitude.imag.square()).sum(1) + self.background) * self.electrons
 
     def _shared_out(
         self,
@@ -445,7 +451,8 @@ class AtomWaves:
                 spectrum, behind = self.waves.exit_spectrum(transmission, few, keep=True)
                 expected = self.waves.intensity(spectrum) + self.background
                 counts = self.measured.at(few) / self.electrons
-                self.waves.adjoint(transmission, few, spectrum, behind, self.electrons * (1 - counts / expected), gradient)
+                dloss = self.electrons * self.measured.believed(1 - counts / expected)
+                self.waves.adjoint(transmission, few, spectrum, behind, dloss, gradient)
             return gradient[0]
 
         return torch.stack(self._shared_out(work, indices, 8 * PATTERNS_AT_ONCE)).sum(0)
@@ -461,34 +468,6 @@ class AtomWaves:
             if s < self.slices - 1:
                 psi = self._wide.carried(psi)
         return before, torch.fft.fft2(psi)
-
-
-def _probe(scan: Scan, grid: int, pixel_A: float, overfocus_A: float) -> npt.NDArray[np.complexfloating]:
-    """The scan's probe on the model's grid, farther from its crossover by ``overfocus_A``."""
-    probe = _given_probe(scan, grid, pixel_A)
-    if not overfocus_A:
-        return probe
-    farther = propagator(scan.optics.energy_eV, grid, pixel_A, overfocus_A)
-    spectrum = np.fft.fft2(np.fft.ifftshift(probe, axes=(-2, -1)))
-    return np.asarray(np.fft.fftshift(np.fft.ifft2(spectrum * farther), axes=(-2, -1)))
-
-
-def _given_probe(scan: Scan, grid: int, pixel_A: float) -> npt.NDArray[np.complexfloating]:
-    """The scan's probe on the model's grid: its optics', or its own put into the wider window and refined."""
-    if scan.probe is None:
-        return make_probe(scan.optics, grid, pixel_A)[None]
-    check(len(scan.probe) == 1, f"the probe has {len(scan.probe)} modes; the crystal solver takes one")
-    n = scan.n_pixels
-    wide = WINDOW * n
-    padded = np.zeros((1, wide, wide), np.complex128)
-    inside = slice(wide // 2 - n // 2, wide // 2 - n // 2 + n)
-    padded[:, inside, inside] = scan.probe
-    spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(padded, axes=(-2, -1))), axes=(-2, -1))
-    fine = np.zeros((1, grid, grid), np.complex128)
-    inside = slice(grid // 2 - wide // 2, grid // 2 - wide // 2 + wide)
-    fine[:, inside, inside] = spectrum
-    probe = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(fine, axes=(-2, -1))), axes=(-2, -1))
-    return np.asarray(probe / np.sqrt(np.sum(np.abs(probe) ** 2)))
 
 
 def pairs_of(group: Sequence[Item]) -> list[tuple[Item, Item]]:

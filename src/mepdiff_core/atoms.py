@@ -62,6 +62,8 @@ def run_crystal(
     device: torch.device | str = "cpu",
     start: npt.NDArray[np.floating] | None = None,
     checkpoint: Checkpoint | None = None,
+    probe: npt.NDArray[np.complex64] | None = None,
+    positions_A: Array | None = None,
 ) -> Iterator[CrystalState]:
     """Solve the crystal, as a stream of states; the last one holds the answer, its spread and its limits.
 
@@ -69,17 +71,14 @@ def run_crystal(
         scan: the measurement, with its thickness.
         config: settings; device: torch device.
         start, checkpoint: not taken: the solver starts from the patterns and is over in minutes.
+        probe: (modes, y, x) instead of the scan's own; positions_A: (n, 2) where it really was, on the scan's object field.
 
     Raises:
         InputError: a start or checkpoint was given, or what is said to be known does not fit the projection.
     """
     check(start is None, "the crystal solver takes no start volume; give --start FILE.cif for what is known of the crystal")
     check(not checkpoint, "a run of the crystal solver cannot be continued; start it again")
-    check(
-        scan.blind is None,
-        "the crystal solver believes every pixel, and this scan has blind ones; take the method proximal or adam-best",
-    )
-    yield from _Solver(scan, config, device).run()
+    yield from _Solver(scan, config, device, probe, positions_A).run()
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +17,18 @@ from mepdiff_core.defects import defect_from
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import Poisson
 from mepdiff_core.metrics import poisson_deviance
-from mepdiff_core.posterior import run_proximal
+from mepdiff_core.posterior import refine_first, run_proximal
 from mepdiff_core.scan import Scan
-from mepdiff_core.settings import MepdiffConfig
-from mepdiff_core.states import Checkpoint, CrystalState, SampleState, State
+from mepdiff_core.settings import MepdiffConfig, RefineConfig
+from mepdiff_core.states import Checkpoint, CrystalState, Refined, SampleState, State
 from mepdiff_core.steering import Steering
 from mepdiff_core.unit_cell import UnitCell
 
 KEPT = "crystal."
 """What the names of the crystal's answer begin with in a checkpoint of the sampler."""
+START = KEPT + "start"
+"""The volume that the sampler starts from."""
+S = TypeVar("S", bound=State)
 
 
 def run_mepdiff(
@@ -53,38 +56,55 @@ def run_mepdiff(
     """
     crystal = None if checkpoint is None else recalled(checkpoint)
     if crystal is None:
-        for state in run_crystal(scan, config.solver, device):
+        refined: State | None = None
+        if config.refine.active:
+            refined = yield from refine_first(scan, config, device, start, checkpoint)
+            start = refined.volume
+        for state in _solved(scan, config, device, refined):
             crystal = state
             yield state
         assert crystal is not None
-    elif checkpoint is not None and "step" not in checkpoint:  # another run's answer, which this one has not yet told
-        yield crystal
+    elif checkpoint is not None:
+        start = np.array(checkpoint[START], np.float32) if START in checkpoint else start
+        if "step" not in checkpoint:  # another run's answer, which this one has not yet told
+            yield crystal
     if crystal.explained and not config.compare:
         return
     inner: dict[str, npt.NDArray[np.generic]] | None = None
     if checkpoint is not None and "x" in checkpoint:  # the sampler had come beyond its first passes
         inner = {name: array for name, array in checkpoint.items() if not name.startswith(KEPT)}
         inner["step"] = np.array(int(inner["step"]) - crystal.step)
-    kept = remembered(crystal)
+    kept = remembered(crystal) | ({} if start is None else {START: np.array(start, np.float32)})
     sample: SampleState | None = None
-    for sample in run_proximal(scan, config, device, start, inner, steering):
+    sampler = replace(config, refine=RefineConfig())
+    for sample in run_proximal(scan, sampler, device, start, inner, steering, crystal.refined):
         arrays = {**sample.checkpoint, **kept}
         # before the sampler's first step there is nothing to go on from but the crystal
         arrays["step"] = np.array(crystal.step + (sample.step if sample.checkpoint else 0))
-        yield _after(crystal, replace(sample, checkpoint=arrays))
+        yield _after(crystal, replace(sample, checkpoint=arrays), 1)
     assert sample is not None
     yield _decided(scan, config, device, crystal, sample)
 
 
-def _after(crystal: CrystalState, sample: SampleState) -> SampleState:
-    """The sampler's state as one of the whole run."""
-    before = crystal.step
+def _solved(scan: Scan, config: MepdiffConfig, device: torch.device | str, before: State | None) -> Iterator[CrystalState]:
+    """The crystal solver's states, with the positions and the probe that were refined before."""
+    if before is None or before.refined is None:
+        yield from run_crystal(scan, config.solver, device)
+        return
+    # a probe that nobody has refined is better made from its optics, in the solver's own window
+    probe = before.refined.probe if config.refine.probe_rate else None
+    for state in run_crystal(scan, config.solver, device, probe=probe, positions_A=before.refined.positions_A):
+        yield _after(before, replace(state, refined=before.refined))
+
+
+def _after(before: State, state: S, more: int = 0) -> S:
+    """A state of what comes after another as one of the whole run; ``more`` steps come at its end."""
     return replace(
-        sample,
-        step=before + sample.step,
-        total=before + sample.total + 1,
-        volume_step=before + sample.volume_step,
-        seconds=crystal.seconds + sample.seconds,
+        state,
+        step=before.step + state.step,
+        total=before.step + state.total + more,
+        volume_step=before.step + state.volume_step,
+        seconds=before.seconds + state.seconds,
     )
 
 
@@ -92,10 +112,10 @@ def _decided(
     scan: Scan, config: MepdiffConfig, device: torch.device | str, crystal: CrystalState, sample: SampleState
 ) -> State:
     """The answer that explains the held-out patterns better, each judged by the model that is best for it."""
-    mine, own = (heldout_deviance(scan, state.volume, config, device) for state in (sample, crystal))
+    mine, own = (heldout_deviance(scan, s.volume, config, device, crystal.refined) for s in (sample, crystal))
     assert crystal.heldout is not None
-    atoms = min(own, 2 * crystal.heldout / scan.n_pixels**2)
-    whole = _after(crystal, sample)
+    atoms = min(own, 2 * crystal.heldout / scan.pattern_pixels)
+    whole = _after(crystal, sample, 1)
     step, seconds = whole.total, whole.seconds
     if crystal.cell is not None and atoms <= mine:
         words = (
@@ -113,15 +133,22 @@ def _decided(
 
 
 def heldout_deviance(
-    scan: Scan, volume: npt.NDArray[np.floating], config: MepdiffConfig, device: torch.device | str = "cpu"
+    scan: Scan,
+    volume: npt.NDArray[np.floating],
+    config: MepdiffConfig,
+    device: torch.device | str = "cpu",
+    refined: Refined | None = None,
 ) -> float:
     """Poisson deviance a pixel of the patterns held out, at a volume (slices, y, x) on the object field, rad."""
-    model = ForwardModel(scan, len(volume), config.slice_thickness_A, config.model, device=device)
+    probe, positions = (None, None) if refined is None else (refined.probe, refined.positions_A)
+    thickness = config.slice_thickness_A
+    model = ForwardModel(scan, len(volume), thickness, config.model, probe, device, positions_A=positions)
     _, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
     wide = np.pad(np.asarray(volume, np.float32), [(0, 0), *[(model.margin, model.margin)] * 2])
     electrons = scan.electrons_per_pattern
-    predicted = model.predict(torch.as_tensor(wide).to(model.device), held).cpu().numpy() * electrons
-    return poisson_deviance(predicted, scan.patterns_at(held).astype(np.float64), Poisson().background * electrons)
+    predicted = model.predict(torch.as_tensor(wide).to(model.device), held).cpu().numpy()[:, scan.seen] * electrons
+    measured = scan.patterns_at(held)[:, scan.seen].astype(np.float64)
+    return poisson_deviance(predicted, measured, Poisson().background * electrons)
 
 
 def remembered(crystal: CrystalState) -> dict[str, npt.NDArray[np.generic]]:
@@ -139,6 +166,8 @@ def remembered(crystal: CrystalState) -> dict[str, npt.NDArray[np.generic]]:
     arrays = {"about": np.frombuffer(text.encode(), np.uint8), "volume": np.array(crystal.volume)}
     if crystal.samples is not None:
         arrays["samples"] = np.array(crystal.samples)
+    if crystal.refined is not None:
+        arrays |= {f"refined.{name}": np.array(value) for name, value in asdict(crystal.refined).items()}
     return {KEPT + name: array for name, array in arrays.items()}
 
 
@@ -158,8 +187,16 @@ def recalled(checkpoint: Checkpoint) -> CrystalState | None:
             "cell": cell,
             "alternative": alternative,
             "defects": defects,
+            "refined": _refined(checkpoint),
         }
     )
+
+
+def _refined(checkpoint: Checkpoint) -> Refined | None:
+    if f"{KEPT}refined.probe" not in checkpoint:
+        return None
+    probe, positions, pixel, energy = (np.array(checkpoint[f"{KEPT}refined.{f.name}"]) for f in fields(Refined))
+    return Refined(probe.astype(np.complex64), positions.astype(np.float64), float(pixel), float(energy))
 
 
 def _cell(record: Mapping[str, Any]) -> UnitCell:

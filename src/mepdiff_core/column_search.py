@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ from mepdiff_core.element_features import element_table
 from mepdiff_core.errors import InputError
 from mepdiff_core.forward import object_field
 from mepdiff_core.imaging import refine_imaging
+from mepdiff_core.measured import MeasuredPatterns
 from mepdiff_core.projection import illumination, project
 from mepdiff_core.scan import Scan, specimen_slices
 from mepdiff_core.settings import CrystalConfig, parse_composition
@@ -95,6 +96,8 @@ class ColumnSearch:
     scan: Scan
     config: CrystalConfig
     device: torch.device | str
+    probe: npt.NDArray[np.complex64] | None = None
+    positions_A: Array | None = None
     step: int = 0
     seconds: float = 0.0
     loss: float = float("nan")
@@ -111,6 +114,11 @@ class ColumnSearch:
         self.order = np.random.default_rng([c.seed, 1]).permutation(self.fit)
         self.used = 0
         self.field = object_field(scan.positions_A, scan.n_pixels, scan.pixel_size_A)
+        self.beam = replace(  # the scan as the beam really went
+            scan,
+            probe=scan.probe if self.probe is None else self.probe,
+            positions_A=scan.positions_A if self.positions_A is None else self.positions_A,
+        )
         self.total = STEPS_AT_MOST + ROUND_STEPS * c.rounds + 1
         self.resumed = time.perf_counter()
         self.volume = np.zeros((self.slices, *self.field.shape), np.float32)
@@ -153,13 +161,14 @@ class ColumnSearch:
         scan = self.scan
         rng = np.random.default_rng([self.config.seed, 2])
         projected = np.zeros(self.field.shape)
-        for step in project(scan, self.thickness_A, self.fit, PASSES, rng, self.device):
+        beam = self.config.model, self.probe, self.positions_A
+        for step in project(scan, self.thickness_A, self.fit, PASSES, rng, self.device, *beam):
             projected = step.phase
             self.volume = np.repeat((projected / self.slices).astype(np.float32)[None], self.slices, 0)
             yield from self.emit("projection", f"projection, pass {step.step} of {step.total}")
 
-        even = AtomWaves(scan, EVEN_SLICES, self.thickness_A / EVEN_SLICES, device=self.device)
-        waves = AtomWaves(scan, self.slices, self.config.slice_thickness_A, device=self.device, measured=even.measured)
+        even = self._waves(EVEN_SLICES, self.thickness_A / EVEN_SLICES)
+        waves = self._waves(self.slices, self.config.slice_thickness_A, even.measured)
         columns = self._columns(projected, even)
         if columns is None:
             yield from self._give_up("no lattice: the projection does not repeat within the field, so this is no crystal")
@@ -191,6 +200,10 @@ class ColumnSearch:
             return None
         final = refine(even, columns.sorted(), self.batch(FINAL_PATTERNS))
         return CrystalModel(waves, final.columns)
+
+    def _waves(self, slices: int, slice_thickness_A: float, measured: MeasuredPatterns | None = None) -> AtomWaves:
+        model = self.config.model
+        return AtomWaves(self.beam, slices, slice_thickness_A, device=self.device, measured=measured, model=model)
 
     def _columns(self, projected: Array, even: AtomWaves) -> Columns | None:
         """Lattice and columns as the projection shows them."""

@@ -116,7 +116,8 @@ class CrystalModel:
     def excess(self, phase: Tensor, indices: Indices) -> tuple[float, float]:
         """Nats a pattern of misfit beyond what counting statistics give, and the standard error of that mean."""
         expected = self.waves.predict(self.waves.transmission(phase), indices)
-        statistics = expected_deviance(expected.double().cpu().numpy()).sum((1, 2)) / 2
+        by_noise = torch.as_tensor(expected_deviance(expected.double().cpu().numpy()), device=expected.device)
+        statistics = self.waves.measured.believed(by_noise).sum((1, 2)).cpu().numpy() / 2
         beyond = self.waves.deviance(expected, indices) - statistics
         return float(beyond.mean()), float(beyond.std() / np.sqrt(len(beyond)))
 

@@ -58,10 +58,10 @@ def heldout_deviances(
     check(len(held) > 0, "the run held no patterns out, so its samples cannot be ranked; set heldout_fraction to 0.05")
     model = ForwardModel(scan, samples.shape[1], slice_thickness_A, device=device)
     electrons = scan.electrons_per_pattern
-    measured = scan.patterns_at(held).astype(np.float64)
+    measured = scan.patterns_at(held)[:, scan.seen].astype(np.float64)
     found = []
     for sample in samples:
-        predicted = model.predict(torch.as_tensor(np.array(sample)), held).cpu().numpy() * electrons
+        predicted = model.predict(torch.as_tensor(np.array(sample)), held).cpu().numpy()[:, scan.seen] * electrons
         found.append(poisson_deviance(predicted, measured, Poisson().background * electrons))
     return found
 

@@ -152,7 +152,9 @@ def _same_crystal(settings: Mapping[str, Mapping[str, Any]]) -> bool:
     if not {"crystal", "mepdiff"} <= settings.keys():
         return False
     mine = method_config("mepdiff", settings["mepdiff"])
-    return isinstance(mine, MepdiffConfig) and mine.solver == method_config("crystal", settings["crystal"])
+    if not isinstance(mine, MepdiffConfig) or mine.refine.active:
+        return False
+    return mine.solver == method_config("crystal", settings["crystal"])
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -15,7 +14,7 @@ from torch import Tensor
 from mepdiff_core.config import check
 from mepdiff_core.likelihood import Likelihood, sum64
 from mepdiff_core.measured import MeasuredPatterns
-from mepdiff_core.multislice import Further, Multislice, Wanted, detector_indices
+from mepdiff_core.multislice import Further, Multislice, Wanted, detector_indices, walk
 from mepdiff_core.optics import make_probe_modes, propagator
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import ModelConfig
@@ -109,8 +108,7 @@ class ForwardModel:
         self.pixel_size_A = pixel
         self.set_tilt(config.tilt_mrad)
         self.device, self.real_dtype = self.multislice.device, self.multislice.real_dtype
-        blind = 0 if scan.blind is None else int(scan.blind.sum())
-        self.n_patterns, self.pattern_pixels = scan.n_patterns, n * n - blind
+        self.n_patterns, self.pattern_pixels = scan.n_patterns, scan.pattern_pixels
         self.patterns = MeasuredPatterns(scan, self.device, self.real_dtype, scan.electrons_per_pattern)
         self._scales: dict[Likelihood, npt.NDArray[np.float64]] = {}
         self.chunk = CPU_CHUNK
@@ -120,8 +118,7 @@ class ForwardModel:
 
     def set_tilt(self, tilt_mrad: tuple[float, float]) -> None:
         """Tilt the specimen: its columns lean towards (+y, +x) on their way down."""
-        y, x = (math.tan(1e-3 * angle) * self.slice_thickness_A / self.pixel_size_A for angle in tilt_mrad)
-        self.multislice.set_walk((y, x))
+        self.multislice.set_walk(walk(tilt_mrad, self.slice_thickness_A, self.pixel_size_A))
 
     def _probe_on_grid(self, scan: Scan, grid: int, pixel: float) -> npt.NDArray[np.complexfloating]:
         modes, source = self.config.probe_modes, self.config.source_size_A

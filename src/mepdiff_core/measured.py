@@ -28,7 +28,7 @@ class MeasuredPatterns:
         self._scan, self._device, self._dtype, self._unit = scan, device, dtype, unit
         self.seen: Tensor | None = None
         if scan.blind is not None:
-            self.seen = torch.as_tensor(np.fft.ifftshift(~scan.blind).astype(np.float32)).to(device, dtype)
+            self.seen = torch.as_tensor(np.fft.ifftshift(scan.seen).astype(np.float32)).to(device, dtype)
         held = 4 * scan.n_patterns * scan.n_pixels**2 < HELD_BYTES
         self.held: Tensor | None = self._read(np.arange(scan.n_patterns)) if held else None
 

@@ -77,7 +77,7 @@ class Multislice:
         self.slicing = self.device.type == "cpu"  # windows one by one are views; other devices gather them all at once
         self._k = torch.fft.fftfreq(self.n, device=self.device, dtype=self.real_dtype)
         self.set_walk((0.0, 0.0))
-        self.set_probe(torch.as_tensor(probe).to(self.device, dtype))
+        self.set_probe(torch.as_tensor(np.array(probe)).to(self.device, dtype))
 
     def set_probe(self, probe: Tensor) -> None:
         """Take another probe of the same shape, (modes, n, n)."""
@@ -213,6 +213,12 @@ class Multislice:
         rows, columns = torch.broadcast_tensors(rows, columns)
         objects = torch.arange(len(target), device=self.device)[:, None, None, None]
         target.index_put_((objects, rows[None], columns[None]), -imag, accumulate=True)
+
+
+def walk(tilt_mrad: tuple[float, float], slice_thickness_A: float, pixel_size_A: float) -> tuple[float, float]:
+    """(y, x) pixels that the columns of a tilted specimen walk from each slice to the next."""
+    y, x = (math.tan(1e-3 * angle) * slice_thickness_A / pixel_size_A for angle in tilt_mrad)
+    return y, x
 
 
 def detector_indices(n_detector: int, n_grid: int, stride: int) -> npt.NDArray[np.int64]:

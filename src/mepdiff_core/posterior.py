@@ -82,13 +82,17 @@ def run_proximal(
     start: npt.NDArray[np.floating] | None = None,
     checkpoint: Checkpoint | None = None,
     steering: Steering | None = None,
+    refined: Refined | None = None,
 ) -> Iterator[SampleState]:
     """From a few passes of Adam (or a start volume), data steps between denoising and renoising.
 
-    Arguments and errors are those of ``run_dps``, but that ``start`` is taken: (slices, y, x), rad.
+    Arguments and errors are those of ``run_dps``, but that ``start`` is taken: (slices, y, x), rad; and ``refined``:
+    positions and probe to sample with, found before.
     """
     task = _Task.prepare(scan, config, device)
     task.steering = steering or task.steering
+    if refined is not None:
+        task.use(refined)
     scale = task.prior.config.diffusion.data_scale
 
     def spread(sigma: float) -> float:
@@ -112,6 +116,45 @@ def run_proximal(
         task.denoise, task.measurement, task.batches, task.nats(scan), spread, rate, config.positivity, done + 1, moments
     )
     yield from task.follow(guide, start, checkpoint)
+
+
+def passes_of_adam(config: SamplerConfig, passes: int) -> AdamConfig:
+    """So many of an expert's Adam over the patterns that are not held out."""
+    return replace(
+        ADAM_BEST,
+        iterations=passes,
+        patience=None,
+        engine=config.engine,
+        model=config.model,
+        slices=config.slices,
+        slice_thickness_A=config.slice_thickness_A,
+        heldout_fraction=config.heldout_fraction,
+        seed=config.seed,
+    )
+
+
+def refine_first(
+    scan: Scan,
+    config: SamplerConfig,
+    device: torch.device | str = "cpu",
+    start: npt.NDArray[np.floating] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Generator[State, None, State]:
+    """Positions and probe by Adam, a state a pass; returns the last, which holds what was found and the volume it goes with.
+
+    Args:
+        scan, device: as for ``run_dps``; config: of the sampler, whose ``refine`` and ``refine_passes`` say what to find.
+        start: volume to start from; checkpoint: of one of these states, to go on from there.
+    """
+    passes = config.refine_passes
+    if checkpoint is not None and int(checkpoint["step"]) == passes:
+        refined = _refined(scan, config, checkpoint["best_probe"], checkpoint["best_positions_A"])
+        volume, seconds = np.array(checkpoint["best"], np.float32), float(checkpoint["seconds"])
+        return State(passes, passes, volume, math.nan, seconds, int(checkpoint["best_step"]), refined=refined)
+    adam = replace(passes_of_adam(config, passes), refine=config.refine)
+    for state in run_adam(scan, adam, device, start, checkpoint):
+        yield replace(state, note=f"refining, pass {state.step} of {state.total}")
+    return state
 
 
 @dataclass
@@ -152,21 +195,6 @@ class _Task:
         whole = Tiled(denoiser(prior.network), tiles, config.tile_batch)
         return cls(scan, config, prior, model, measurement, tiles, whole, fit, held, dose > ILLUMINATED)
 
-    def adam(self, passes: int) -> AdamConfig:
-        """Of so many passes of an expert's Adam over the patterns that are not held out."""
-        c = self.config
-        return replace(
-            ADAM_BEST,
-            iterations=passes,
-            patience=None,
-            engine=c.engine,
-            model=c.model,
-            slices=c.slices,
-            slice_thickness_A=c.slice_thickness_A,
-            heldout_fraction=c.heldout_fraction,
-            seed=c.seed,
-        )
-
     def refine(
         self, checkpoint: Checkpoint | None, start: npt.NDArray[np.floating] | None = None
     ) -> Generator[SampleState, None, npt.NDArray[np.floating] | None]:
@@ -174,24 +202,25 @@ class _Task:
         if not self.config.refine.active:
             return start
         if checkpoint is not None and "x" in checkpoint:
-            self._use(checkpoint["refined.probe"], checkpoint["refined.positions_A"])
+            self.use(_refined(self.scan, self.config, checkpoint["refined.probe"], checkpoint["refined.positions_A"]))
             return None
-        passes = self.config.refine_passes
-        if checkpoint is not None and int(checkpoint["step"]) == passes:
-            self.before_s, self.before_steps = float(checkpoint["seconds"]), passes
-            self._use(checkpoint["best_probe"], checkpoint["best_positions_A"])
-            return np.array(checkpoint["best"], np.float32)
-        adam = replace(self.adam(passes), refine=self.config.refine)
-        for state in run_adam(self.scan, adam, self.model.device, start, checkpoint):
-            yield replace(self.warming(state, "refining"), checkpoint=state.checkpoint, refined=state.refined)
-        assert state.refined is not None
-        self._use(state.refined.probe, state.refined.positions_A)
-        return state.volume
+        passes = refine_first(self.scan, self.config, self.model.device, start, checkpoint)
+        while True:
+            try:
+                state = next(passes)
+            except StopIteration as end:
+                last: State = end.value
+                break
+            yield replace(self.warming(state, state.note), checkpoint=state.checkpoint, refined=state.refined)
+        self.before_s, self.before_steps = last.seconds, last.step
+        assert last.refined is not None
+        self.use(last.refined)
+        return last.volume
 
-    def _use(self, probe: npt.NDArray[np.generic], positions_A: npt.NDArray[np.generic]) -> None:
-        pixel, energy = self.model.pixel_size_A, self.scan.optics.energy_eV
-        self.refined = Refined(np.array(probe, np.complex64), np.array(positions_A, np.float64), pixel, energy)
-        self.model, self.measurement = _measure(self.scan, self.config, self.prior, self.model.device, self.refined)
+    def use(self, refined: Refined) -> None:
+        """Sample with this probe at these positions."""
+        self.refined = refined
+        self.model, self.measurement = _measure(self.scan, self.config, self.prior, self.model.device, refined)
 
     def denoise(self, x: Tensor, added: Tensor) -> Tensor:
         """What the prior makes of the whole canvas."""
@@ -302,10 +331,10 @@ class _Task:
 
     def warm_up(self) -> Iterator[SampleState]:
         """Passes of Adam as an expert runs it, before the sampler's first step."""
-        for state in run_adam(self.scan, self.adam(self.config.warm_passes), self.model.device):
-            yield self.warming(state, "Adam")
+        for state in run_adam(self.scan, passes_of_adam(self.config, self.config.warm_passes), self.model.device):
+            yield self.warming(state, f"Adam, pass {state.step} of {state.total}")
 
-    def warming(self, state: State, what: str) -> SampleState:
+    def warming(self, state: State, note: str) -> SampleState:
         """A state of the passes before the sampler's first step."""
         self.before_s, self.before_steps = state.seconds, state.step
         return SampleState(
@@ -316,7 +345,7 @@ class _Task:
             loss=state.loss,
             heldout=state.heldout,
             seconds=state.seconds,
-            note=f"{what}, pass {state.step} of {state.total}",
+            note=note,
             illuminated=self.model.crop(self.illuminated),
         )
 
@@ -328,12 +357,12 @@ class _Task:
         """
         electrons, roots = 0.0, 0.0
         for part in np.array_split(self.fit, -(-len(self.fit) // 32)):
-            counts = scan.patterns_at(part)
+            counts = scan.patterns_at(part)[:, scan.seen]
             electrons += float(counts.sum(dtype=np.float64))
             roots += float(np.sqrt(counts, dtype=np.float64).sum())
         if self.config.likelihood == "poisson":
             return lambda loss: electrons
-        pixels = len(self.fit) * scan.n_pixels**2
+        pixels = len(self.fit) * scan.pattern_pixels
         return lambda loss: 4 * roots**2 / pixels * loss
 
 
@@ -342,10 +371,18 @@ def _measure(
 ) -> tuple[ForwardModel, Measurement]:
     """The model of a scan, with what was refined put in, and the misfit by it."""
     slices = specimen_slices(scan, config.slices, config.slice_thickness_A)
-    probe, positions = (None, None) if refined is None else (np.array(refined.probe), refined.positions_A)
+    probe, positions = (None, None) if refined is None else (refined.probe, refined.positions_A)
     model = ForwardModel(scan, slices, config.slice_thickness_A, config.model, probe, device, positions_A=positions)
     engine = make_engine(config.engine, model, config.likelihood, Constraints())
     return model, Measurement(engine, model.volume_shape, prior.config.diffusion.data_scale)
+
+
+def _refined(
+    scan: Scan, config: SamplerConfig, probe: npt.NDArray[np.generic], positions_A: npt.NDArray[np.generic]
+) -> Refined:
+    """From a checkpoint's arrays."""
+    pixel, energy = scan.pixel_size_A / config.model.sampling, scan.optics.energy_eV
+    return Refined(np.array(probe, np.complex64), np.array(positions_A, np.float64), pixel, energy)
 
 
 def _of_sampler(checkpoint: Checkpoint | None) -> Checkpoint | None:

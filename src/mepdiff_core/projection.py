@@ -19,6 +19,7 @@ from mepdiff_core.likelihood import Poisson
 from mepdiff_core.optics import frequencies, interaction_constant
 from mepdiff_core.renderer import PROJECTED_V_A2, scattering_factor
 from mepdiff_core.scan import Scan
+from mepdiff_core.settings import ModelConfig
 
 MODEL_SLICES = 4
 BATCH = 32
@@ -45,9 +46,13 @@ def project(
     passes: int,
     rng: np.random.Generator,
     device: torch.device | str = "cpu",
+    config: ModelConfig | None = None,
+    probe: npt.NDArray[np.complexfloating] | None = None,
+    positions_A: npt.NDArray[np.float64] | None = None,
 ) -> Iterator[ProjectionStep]:
-    """Passes of Adam over the patterns ``fit``; the last step holds the answer."""
-    model = ForwardModel(scan, MODEL_SLICES, thickness_A / MODEL_SLICES, device=device)
+    """Passes of Adam over the patterns ``fit``; the last step holds the answer. The model: as for ``ForwardModel``."""
+    thickness = thickness_A / MODEL_SLICES
+    model = ForwardModel(scan, MODEL_SLICES, thickness, config, probe, device, positions_A=positions_A)
     shape = model.volume_shape[1:]
     ky, kx = frequencies(shape[0], scan.pixel_size_A)[0], frequencies(shape[1], scan.pixel_size_A)[1]
     factor = scattering_factor(ATOM, ky**2 + kx**2)

@@ -52,7 +52,7 @@ def judge(
     fit, held = split_patterns(scan.n_patterns, heldout_fraction, seed)
     tensor = torch.as_tensor(np.array(volume))
     electrons, background = scan.electrons_per_pattern, Poisson().background
-    seen = np.ones((scan.n_pixels,) * 2, bool) if scan.blind is None else ~scan.blind
+    seen = scan.seen
     result: dict[str, Any] = {}
     for r_name, deviance_name, indices in (("r_factor", "deviance", fit), ("r_heldout", "deviance_heldout", held)):
         result[r_name] = result[deviance_name] = None
@@ -88,7 +88,7 @@ def judging_model(
         refined: positions and probe that the run has found; its probe counts where it fits the detector's window.
     """
     config = replace(model or ModelConfig(), window=1, sampling=1, paraxial=False)
-    probe = np.array(refined.probe) if refined is not None and refined.probe.shape[-1] == scan.n_pixels else None
+    probe = refined.probe if refined is not None and refined.probe.shape[-1] == scan.n_pixels else None
     positions = refined.positions_A if refined is not None else None
     return ForwardModel(scan, len(volume), slice_thickness_A, config, probe, device, positions_A=positions)
 

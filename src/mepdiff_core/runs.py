@@ -390,7 +390,7 @@ class Run:
             self.metrics["verdict"] = answer.verdict
         if row.get("stage"):  # the crystal solver's misfit is in nats, by a model of its own
             held = float(row["heldout"]) if row["heldout"] != "" else None
-            own = None if held is None else 2 * held / self.scan.n_pixels**2
+            own = None if held is None else 2 * held / self.scan.pattern_pixels
             self.metrics |= {"loss": float(row["loss"]), "loss_heldout": held, "deviance_own_heldout": own}
         self.folder.write_metrics(self.metrics)
         write_report(

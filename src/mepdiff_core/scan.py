@@ -168,6 +168,16 @@ class Scan:
         """Real-space pixel that belongs to k_max: 1 / (2 k_max)."""
         return 1 / (self.k_step_invA * self.n_pixels)
 
+    @property
+    def seen(self) -> npt.NDArray[np.bool_]:
+        """(ky, kx) pixels that are to be believed."""
+        return np.ones((self.n_pixels, self.n_pixels), bool) if self.blind is None else ~self.blind
+
+    @property
+    def pattern_pixels(self) -> int:
+        """Pixels of a pattern that are to be believed."""
+        return int(np.count_nonzero(self.seen))
+
     def patterns(self) -> npt.NDArray[np.generic]:
         """(n, ky, kx): one pattern a position, all in memory."""
         return np.asarray(self.counts).reshape(self.n_patterns, self.n_pixels, self.n_pixels)

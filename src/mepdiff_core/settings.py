@@ -230,6 +230,7 @@ class CrystalConfig:
         heldout_fraction: part of the patterns kept out of the fit, drawn by the seed.
         slices: number of slices; null: the scan's thickness over slice_thickness_A.
         slice_thickness_A: Å.
+        model: probe modes, tilt and propagator; window and sampling are the solver's own.
         seed: of patterns, moves and samples.
     """
 
@@ -245,9 +246,12 @@ class CrystalConfig:
     heldout_fraction: float = 0.05
     slices: int | None = None
     slice_thickness_A: float = 1.6
+    model: ModelConfig = field(default_factory=ModelConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
+        own = self.model.window == self.model.sampling == 1
+        check(own, "the crystal solver has a window and a sampling of its own; leave those of the model at 1")
         check(self.rounds >= 1, f"rounds is {self.rounds}; expected at least 1")
         check(self.patterns >= 1, f"patterns is {self.patterns}; expected at least 1")
         check(self.samples >= 0, f"samples is {self.samples}; expected 0 or more")
@@ -308,7 +312,7 @@ class SamplerConfig:
         slice_thickness_A: Å, that of the prior's voxels.
         engine: ptyrad (its own model and loss) or fast (ours, equal to 1e-5).
         model: window and sampling of the fast engine's model; probe modes and tilt of both.
-        refine: positions and probe, found by Adam before the sampler's first step.
+        refine: positions and probe, found by Adam before everything else.
         refine_passes: over the patterns, for that.
         seed: of noise, mini-batches and held-out patterns.
     """
@@ -400,7 +404,7 @@ class MepdiffConfig(ProximalConfig):
     """The crystal solver first; the prior's sampler where its answer is doubted, and then the held-out patterns decide.
 
     Attributes:
-        crystal: settings of the crystal solver; its slices, held-out patterns and seed are the sampler's.
+        crystal: settings of the crystal solver; its slices, model, held-out patterns and seed are the sampler's.
         compare: sample from the prior even where the crystal explains the patterns.
     """
 
@@ -414,9 +418,9 @@ class MepdiffConfig(ProximalConfig):
             "heldout_fraction is 0, but held-out patterns decide between two answers; set it to 0.05",
         )
         check(
-            not self.refine.active,
-            "the crystal solver refines neither positions nor probe; take the method proximal, or refine by adam-best and "
-            "give its refined.h5 as positions and probe",
+            self.refine.probe_rate == 0 or self.model.window == self.model.sampling == 1,
+            "the crystal solver takes a refined probe in the detector's own window; leave window and sampling of the model "
+            "at 1, or take the method proximal",
         )
 
     @property
@@ -427,5 +431,6 @@ class MepdiffConfig(ProximalConfig):
             slices=self.slices,
             slice_thickness_A=self.slice_thickness_A,
             heldout_fraction=self.heldout_fraction,
+            model=replace(self.model, window=1, sampling=1),
             seed=self.seed,
         )

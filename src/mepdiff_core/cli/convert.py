@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--calibration", metavar="FILE.yaml", help="calibration, over what the file says")
+    parser.add_argument("--calibration", metavar="FILE.yaml", help="optics, step, thickness, ... over what the file says")
     parser.add_argument(
         "--calibrate",
         action="append",
@@ -81,6 +81,23 @@ def add_clip(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def is_microscopes(arguments: argparse.Namespace) -> bool:
+    """Whether a command was given a microscope's file and not a scan file, which leaves nothing open.
+
+    Raises:
+        InputError: options of reading one, for a scan file.
+    """
+    from mepdiff_core.config import check
+    from mepdiff_core.readers import is_foreign
+
+    if is_foreign(arguments.scan):
+        return True
+    for name in ("scan_shape", "key", "axes", "size", "clip"):
+        words = f"--{name.replace('_', '-')} is for a microscope's file; {arguments.scan} is none: leave it out"
+        check(not getattr(arguments, name), words)
+    return False
+
+
 def read_options(arguments: argparse.Namespace) -> ScanOptions:
     from mepdiff_core.raw_scan import ScanOptions
 
@@ -111,8 +128,10 @@ def calibration_lines(settled: Settled) -> list[str]:
     return lines + [f"  {name:{width}} {'?':12} --calibrate {settled.ask(name)}" for name in settled.missing]
 
 
-def write_scan(file: str, out: str | Path, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Convert a file as the options say, with a bar; the result as values, and in words."""
+def write_scan(
+    file: str, out: str | Path, arguments: argparse.Namespace, name: str | None = None
+) -> tuple[dict[str, Any], str]:
+    """Convert a file as the options say, with a bar; the result as values, and in words, which call it ``name``."""
     from mepdiff_core.config import merge
     from mepdiff_core.convert import convert
 
@@ -130,7 +149,7 @@ def write_scan(file: str, out: str | Path, arguments: argparse.Namespace) -> tup
     assert state.scan is not None
     rows, columns = state.scan.shape
     n = state.scan.n_pixels
-    lines = [f"{out}: {rows} x {columns} patterns of {n} x {n} px", *calibration_lines(state.settled)]
+    lines = [f"{name or out}: {rows} x {columns} patterns of {n} x {n} px", *calibration_lines(state.settled)]
     lines.append(f"  {state.scan.electrons_per_pattern:.6g} electrons a pattern")
     if "electrons_per_pattern" not in state.settled.values:
         lines[-1] += " on the detector; those that missed it are not counted, give electrons_per_pattern if you know better"

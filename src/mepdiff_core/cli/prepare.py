@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mepdiff_core.cli.common import ProgressBar, add_json, add_settings, emit, read_settings, say
+from mepdiff_core.cli.convert import add_calibration, add_clip, add_reading, is_microscopes, read_calibration, write_scan
+
+if TYPE_CHECKING:
+    from mepdiff_core.prepare_config import PrepareConfig
+    from mepdiff_core.ptyrad_params import PtyradParams
+    from mepdiff_core.scan import Scan
 
 EPILOG = """\
 Nothing is done that is not asked for. The steps come in this order, whatever the order of the options: positions cut out,
@@ -20,6 +27,9 @@ examples:
   mepdiff prepare scan.h5 ready.h5 --set calibrate=k_step --set pixel_size_A=0.2 --set beam=sum
   mepdiff prepare scan.h5 ready.h5 --set electrons_per_count=null --set background=null --set beam=sum
   mepdiff prepare scan.h5 ready.h5 --set flip_ky=true --set bin=2 --set scan_crop=[0,64,0,64]
+  mepdiff prepare scan.mib ready.h5 --calibration microscope.yaml --calibrate scan_step_A=0.4 --set centre=mean
+
+A microscope's file is converted on the way; what it does not say has to be given by --calibrate.
 """
 
 
@@ -30,12 +40,16 @@ def add_parser(commands: Any) -> None:
         description="Prepare a scan for reconstruction: from what a detector wrote to what a model expects.",
         epilog=EPILOG,
     )
-    parser.add_argument("scan", metavar="SCAN", help="the scan file")
+    parser.add_argument("scan", metavar="SCAN", help="the scan file, or a microscope's")
     parser.add_argument("out", metavar="OUT.h5", help="the scan file to write; OUT.png shows before and after")
     add_settings(parser, "preparation's settings")
+    add_calibration(parser)
     parser.add_argument(
         "--ptyrad-params", metavar="FILE.yaml", help="calibration and preparation of PtyRAD's parameter file"
     )
+    reading = parser.add_argument_group("a microscope's file (see mepdiff convert)")
+    add_reading(reading)
+    add_clip(reading)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -44,12 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
     from mepdiff_core.calibration import calibrate
     from mepdiff_core.config import check, from_dict, merge
     from mepdiff_core.files import check_writable
-    from mepdiff_core.page import save_figure
-    from mepdiff_core.preparation import prepare_steps, words_of
     from mepdiff_core.prepare_config import PrepareConfig
-    from mepdiff_core.prepare_figure import prepare_figure
     from mepdiff_core.ptyrad_params import read_ptyrad_params
-    from mepdiff_core.scan import load_scan, save_scan
+    from mepdiff_core.scan import load_scan
 
     settings, params = read_settings(arguments), None
     if arguments.ptyrad_params is not None:
@@ -60,11 +71,27 @@ def run(arguments: argparse.Namespace) -> None:
     check(config != PrepareConfig(), "nothing to do; say what with --set, see mepdiff info --settings prepare")
     check(not out.exists(), f"{out} exists already; give another name")
     check_writable(out)
-    scan, prepared = load_scan(arguments.scan), None
-    if params is not None:
-        scan = calibrate(scan, params.calibration_for(scan))
-        if params.left_out:
-            say(params.words())
+    if not is_microscopes(arguments):
+        scan = load_scan(arguments.scan)
+        known = merge({} if params is None else params.calibration_for(scan), read_calibration(arguments))
+        _prepare(arguments, calibrate(scan, known) if known else scan, config, params)
+        return
+    # the converted patterns may be more than memory holds: they stay in a file until they are prepared
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True) as folder:
+        converted = Path(folder) / "converted.h5"
+        say(write_scan(arguments.scan, converted, arguments, arguments.scan)[1])
+        _prepare(arguments, load_scan(converted), config, params)
+
+
+def _prepare(arguments: argparse.Namespace, scan: Scan, config: PrepareConfig, params: PtyradParams | None) -> None:
+    from mepdiff_core.page import save_figure
+    from mepdiff_core.preparation import prepare_steps, words_of
+    from mepdiff_core.prepare_figure import prepare_figure
+    from mepdiff_core.scan import save_scan
+
+    out, prepared = Path(arguments.out), None
+    if params is not None and params.left_out:
+        say(params.words())
     with ProgressBar("preparing", "row") as bar:
         for step in prepare_steps(scan, config):
             bar.show(step.done, step.total, step.what)

@@ -17,7 +17,7 @@ from mepdiff_core.cli.common import (
     say,
     stopped_run,
 )
-from mepdiff_core.cli.convert import add_clip, add_reading
+from mepdiff_core.cli.convert import add_calibration, add_clip, add_reading, is_microscopes, read_calibration, write_scan
 from mepdiff_core.reconstruction import DEFAULT_METHOD
 
 EPILOG = """\
@@ -115,16 +115,7 @@ def add_parser(commands: Any) -> None:
         metavar="REFINED.h5",
         help="positions that a run with refine.position_rate_A has found",
     )
-    parser.add_argument(
-        "--calibration", metavar="FILE.yaml", help="optics, step, thickness, ... to use instead of what the scan says"
-    )
-    parser.add_argument(
-        "--calibrate",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="one value of the calibration; repeat for more (--calibrate optics.overfocus_A=150)",
-    )
+    add_calibration(parser)
     parser.add_argument(
         "--ptyrad-params",
         metavar="FILE.yaml",
@@ -143,7 +134,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from mepdiff_core.config import merge, parse_assignments, read_yaml
+    from mepdiff_core.config import merge, read_yaml
     from mepdiff_core.page import text_table
     from mepdiff_core.runs import CELLS, Run
 
@@ -168,8 +159,7 @@ def run(arguments: argparse.Namespace) -> None:
             settings[name] = getattr(arguments, option)
     settings = merge(settings, _settings_of_method(arguments))
     if not foreign:  # else it is in the scan file
-        calibration = merge(calibration, read_yaml(arguments.calibration) if arguments.calibration else {})
-        calibration = merge(calibration, parse_assignments(arguments.calibrate, "--calibrate"))
+        calibration = merge(calibration, read_calibration(arguments))
     with StateBar(arguments.method) as bar:
         try:
             made = Run(
@@ -198,15 +188,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _converted(arguments: argparse.Namespace) -> bool:
     """Whether the scan is a microscope's file: then a scan file is made of it, beside the run folder, and taken instead."""
-    from mepdiff_core.cli.convert import write_scan
     from mepdiff_core.config import check
-    from mepdiff_core.readers import is_foreign
     from mepdiff_core.reconstruction import method_config
 
-    if not is_foreign(arguments.scan):
-        given = [name for name in ("scan_shape", "key", "axes", "size", "clip") if getattr(arguments, name)]
-        for name in given:
-            check(False, f"--{name.replace('_', '-')} is for a microscope's file; {arguments.scan} is none: leave it out")
+    if not is_microscopes(arguments):
         return False
     file, folder = arguments.scan, Path(arguments.out)
     arguments.scan = str(folder.parent / f"{folder.name}.h5")
