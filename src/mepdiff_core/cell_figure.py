@@ -71,7 +71,7 @@ def cell_figure(cell: UnitCell) -> Figure:
     scales = (above, beside, beside)
     widths = [max(extent[side.right] * scale, 1.3) for side, scale in zip(SIDES, scales, strict=True)]
     height = max(extent[side.down] * scale for side, scale in zip(SIDES, scales, strict=True))
-    figure = Figure(figsize=(sum(widths) + 2.2, height + 1.6), layout="constrained")
+    figure = Figure(figsize=(sum(widths) + 2.2, height + 1.9), layout="constrained")
     for axis, side, scale in zip(figure.subplots(1, 3, width_ratios=widths), SIDES, scales, strict=True):
         for i, j in edges:
             axis.plot(*corners[[i, j]][:, [side.right, side.down]].T, color=MUTED, linewidth=0.8, zorder=1)
