@@ -15,7 +15,6 @@ from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.depth import Arrangement, Matter, make_slots, too_near
 from mepdiff_core.element_features import FEATURES, element_table
-from mepdiff_core.matter_parameters import MatterParameters
 from mepdiff_core.optics import Optics
 from mepdiff_core.polish import draw_cell
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
@@ -172,21 +171,3 @@ def test_atoms_are_too_near_by_their_distance_in_space() -> None:
     assert shifted[1, 4, 0, 0]
     for near in (level, shifted):
         assert not near[0, 2, 0, 2]
-
-
-def test_columns_followed_together_have_the_parameters_of_each_alone(flat: tuple[CrystalModel, Arrangement]) -> None:
-    """A heavy column's own products are among those of all columns, with the same gradient and curvature to 1e-4."""
-    model, _ = flat
-    both = replace(model, together=True)
-    assert (model.groups, both.groups) == (((0,),), ((0, 1),))
-    some = np.arange(4)
-    alone, joint = (one.expand(one.even, one.even_matter, some) for one in (model, both))
-    layout = MatterParameters(2, model.bins, FEATURES - 1, both.groups)
-    assert len(joint.gradient) == layout.count
-    first = 2 * (model.bins + FEATURES - 1)
-    assert len(layout.own[0]) + len(layout.own[1]) + len(layout.shared[0][0]) == layout.count
-    same = np.concatenate([np.arange(first), layout.own[0][model.bins + FEATURES - 1 :]])
-    assert len(same) == len(alone.gradient)
-    assert joint.gradient[same] == pytest.approx(alone.gradient, rel=1e-4, abs=1e-4 * np.abs(alone.gradient).max())
-    blocks = joint.fisher[np.ix_(same, same)]
-    assert blocks == pytest.approx(alone.fisher, rel=1e-4, abs=1e-4 * np.abs(alone.fisher).max())

@@ -41,9 +41,6 @@ POLISHING_PATTERNS, POLISHING_STEPS = 16, 3
 SWEEPS_FIRST, SWEEPS, CHAINS = 8, 20, 3
 HOT_FIRST, HOT = 100.0, 200.0
 SHIFTED_CHAINS = 12
-FREE_STEPS, FREE_PATTERNS, FREE_PART = 6, 64, 0.5
-"""Whole steps of free matter overshoot, from a few columns' matter in one slice to all of it in the next."""
-THOROUGH_HOT, THOROUGH_CHAINS, THOROUGH_SWEEPS = (50.0, 100.0, 200.0), 12, 40
 DEFECT_PATTERNS = 160
 MORE_ROUNDS, ATTEMPTS = 2, 2
 """At most, while free matter would still gain more than by chance: rounds beyond those asked for where cells shift; starts
@@ -128,17 +125,9 @@ class _Solver(ColumnSearch):
         yield from self._finish(made.model, repeat, made.found)
 
     def _attempt(self, model: CrystalModel, number: int) -> Generator[CrystalState, None, _Attempt]:
-        """From the even crystal to atoms that free matter does not improve, or as many rounds as were asked for.
-
-        Once more with known elements: from free matter, by an expansion that follows few columns together.
-        """
+        """From the even crystal to atoms that free matter does not improve, or as many rounds as were asked for."""
         c = self.config
-        thorough = number > 0 and self.known.elements is not None
-        if thorough:
-            model, first, matter_first = yield from self._freed(model)
-        else:
-            first, matter_first = model.even, model.even_matter
-        phase, centre = first, matter_first
+        phase, centre = model.even, model.even_matter
         found = _Found()
         mixed = right = False
         per_round = min(c.patterns, max(12, 480 // len(model.columns)))
@@ -160,10 +149,6 @@ class _Solver(ColumnSearch):
             best_periods = list(dict.fromkeys(a.period_A for a in sorted(tried, key=lambda a: a.energy)))[:PERIODS_KEPT]
             for period in best_periods:
                 tried += [search.search(period, rng, HOT, SWEEPS) for _ in range(CHAINS)]
-            if thorough:
-                for hot in THOROUGH_HOT:
-                    tried += [search.search(None, rng, hot, THOROUGH_SWEEPS) for _ in range(THOROUGH_CHAINS)]
-                    yield from self.emit("depth", f"{name} {turn + 1}: no period along the beam", temperature=hot)
             before = found
             found = self._judged(model, before.pool, tried, indices)
             best = found.pool[0]
@@ -173,20 +158,9 @@ class _Solver(ColumnSearch):
             phase, centre = model.phase(best), model.matter(best)
             mixed = turn == 0 and c.rounds > 1
             if mixed:  # half-way states keep the next linear model honest about what may be wrong
-                phase = 0.8 * phase + 0.2 * first
-                centre = 0.8 * centre + 0.2 * matter_first
+                phase = 0.8 * phase + 0.2 * model.even
+                centre = 0.8 * centre + 0.2 * model.even_matter
         return _Attempt(model, search, found, right)
-
-    def _freed(self, model: CrystalModel) -> Generator[CrystalState, None, tuple[CrystalModel, Tensor, Array]]:
-        """The model that follows few columns together; phase and matter that explain the patterns best without atoms."""
-        phase, centre = model.even, model.even_matter
-        for step in range(FREE_STEPS):
-            matter = yield from self._expand(
-                model, phase, centre, self.batch(FREE_PATTERNS), f"once more: free matter, step {step + 1} of {FREE_STEPS}"
-            )
-            centre = centre + (model.step(matter) - centre) * (1.0 if step == 0 else FREE_PART)
-            phase = model.phase_of_matter(centre)
-        return replace(model, together=True), phase, centre
 
     def _shifted_atoms(self, model: CrystalModel) -> Iterator[CrystalState]:
         """The same where cells shift along the beam: from matter to atoms, whose places are refined in every round."""

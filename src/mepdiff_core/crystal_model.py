@@ -19,13 +19,12 @@ from mepdiff_core.columns import Columns, Painter
 from mepdiff_core.depth import (
     Arrangement,
     Matter,
-    groups_followed,
+    heavy_columns,
     matter_of_atoms,
     matter_of_columns,
     sources,
 )
 from mepdiff_core.element_features import FEATURES, element_table
-from mepdiff_core.matter_parameters import MatterParameters
 from mepdiff_core.metrics import expected_deviance
 from mepdiff_core.polish import draw_cell
 from mepdiff_core.stacking import Stacking, bin_sources, draw_matter
@@ -39,18 +38,11 @@ BIN_A = 0.6
 
 @dataclass(frozen=True)
 class CrystalModel:
-    """A crystal's columns in a model of the waves.
-
-    Attributes:
-        waves: the model; columns: where atoms may be.
-        stacking: None where the cells are all alike.
-        together: expansions follow what two columns do jointly, where they are few.
-    """
+    """Attributes: ``waves``; ``columns``; ``stacking``: None where the cells are all alike."""
 
     waves: AtomWaves
     columns: Columns
     stacking: Stacking | None = None
-    together: bool = False
 
     @property
     def thickness_A(self) -> float:
@@ -66,9 +58,9 @@ class CrystalModel:
         return Painter(self.waves, self.columns)
 
     @cached_property
-    def groups(self) -> tuple[tuple[int, ...], ...]:
+    def heavy(self) -> tuple[int, ...]:
         """Columns followed to second order; by bin of a period that would cost too much."""
-        return groups_followed(self.columns, self.bins, self.together) if self.stacking is None else ()
+        return heavy_columns(self.columns) if self.stacking is None else ()
 
     @cached_property
     def sources(self) -> Sequence[Mapping[int, Tensor]]:
@@ -131,9 +123,8 @@ class CrystalModel:
 
     def expand(self, phase: Tensor, centre: Array, indices: Indices) -> Matter:
         """The misfit around a crystal by its matter."""
-        layout = MatterParameters(len(self.columns), self.bins, FEATURES - 1, self.groups)
-        followed = [layout.members(group).tolist() for group in self.groups]
-        return Matter(*self.waves.quadratic(phase, self.sources, indices, followed), centre, self.groups)
+        groups = [range(i * self.bins, (i + 1) * self.bins) for i in self.heavy]
+        return Matter(*self.waves.quadratic(phase, self.sources, indices, groups), centre, self.heavy)
 
     def surplus(self, expansion: Matter) -> tuple[float, float]:
         """What free matter would gain at the centre of an expansion: nats beyond what noise gives it, and in deviations.

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from mepdiff_core.columns import Columns, Painter
 from mepdiff_core.element_features import FEATURES, LIGHTEST, NEVER, element_table
-from mepdiff_core.matter_parameters import MatterParameters
-from mepdiff_core.occupation import Chain, Occupation, Problem
+from mepdiff_core.occupation import Chain, Occupation, Problem, places, products
 from mepdiff_core.stacking import Stacking
 
 Array = npt.NDArray[np.float64]
@@ -27,9 +26,7 @@ NARROWEST_A = 0.04
 NEAREST_A = 1.7
 """Two atoms are nowhere nearer than this; of two slots the farthest ends count."""
 HEAVY = 6.0
-"""Matter, in oxygen atoms, above which a column's waves are followed to second order by itself: below, that adds no nat."""
-TOGETHER = 24
-"""Bins, at most, of columns that are followed together: what two do jointly decides where they are near and alike."""
+"""Matter, in oxygen atoms, above which a column's waves are followed to second order: below, that adds no nat."""
 ATOM_COST, ELEMENT_COST = 6.0, 5.0
 """Nats that an atom, and that another element, must gain: about what a free depth and a free choice of element cost."""
 ELEMENTS_BESIDE, NEIGHBOURS = 3, 2
@@ -112,14 +109,14 @@ class Matter:
     Attributes:
         misfit, gradient, fisher: at the centre, as ``AtomWaves.quadratic`` gives them.
         centre: (columns, bins + other features).
-        groups: columns followed to second order, together.
+        heavy: columns followed to second order.
     """
 
     misfit: float
     gradient: Array
     fisher: Array
     centre: Array
-    groups: tuple[tuple[int, ...], ...]
+    heavy: tuple[int, ...]
 
     def __add__(self, other: Matter) -> Matter:
         """That of more patterns, around the same centre."""
@@ -133,8 +130,13 @@ class Matter:
     def parameters(self, matter: Array) -> Array:
         """Of (columns, bins + other features) matter."""
         columns, width = matter.shape
-        layout = MatterParameters(columns, width - FEATURES + 1, FEATURES - 1, self.groups)
-        return layout.of(matter - self.centre)
+        bins = width - FEATURES + 1
+        away = matter - self.centre
+        result = np.zeros(len(self.gradient))
+        for column, place in enumerate(places(columns, bins, FEATURES - 1, self.heavy)):
+            more = products(away[column : column + 1, :bins])[0] if column in self.heavy else np.zeros(0)
+            result[place] = np.concatenate([away[column], more])
+        return result
 
     def at(self, matter: Array) -> float:
         """The misfit of matter, nats."""
@@ -165,12 +167,9 @@ def too_near(columns: Columns, slots: Slots, period_A: float | None, shift: Arra
     return near
 
 
-def groups_followed(columns: Columns, bins: int, together: bool) -> tuple[tuple[int, ...], ...]:
-    """Columns whose waves are to be followed to second order: heavy ones, each for itself; ``together``, all as one group
-    where they are few."""
-    if together and len(columns) * bins <= TOGETHER:
-        return (tuple(range(len(columns))),)
-    return tuple((int(i),) for i in np.flatnonzero(columns.amounts[:, 0] > HEAVY))
+def heavy_columns(columns: Columns) -> tuple[int, ...]:
+    """Columns whose waves are to be followed to second order."""
+    return tuple(int(i) for i in np.flatnonzero(columns.amounts[:, 0] > HEAVY))
 
 
 def sources(painter: Painter, slices: int) -> Sequence[Mapping[int, Tensor]]:
@@ -325,7 +324,7 @@ class DepthSearch:
             m.gradient,
             m.fisher,
             m.centre,
-            m.groups,
+            m.heavy,
             slots.slices,
             self.table,
             np.full(len(self.numbers), ATOM_COST),

@@ -16,7 +16,7 @@ from itertools import combinations, product
 import numpy as np
 import numpy.typing as npt
 
-from mepdiff_core.matter_parameters import MatterParameters
+from mepdiff_core.atom_waves import pairs_of
 
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -37,13 +37,14 @@ BOX = 4
 class Problem:
     """The misfit as a function of atoms in slots, and the prior.
 
-    The parameters are matter (the first feature) in each bin of depth, other features of a column as a whole, and products
-    (``MatterParameters``), all of differences from ``centre``.
+    A column's parameters are its matter (the first feature) in each bin of depth, its other features as a whole, and, where
+    it is ``heavy``, the products of ``pairs_of`` its bins, half of the squares; all as differences from ``centre``, columns
+    one after the other: first the matter of all, then the other features, then the products.
 
     Attributes:
         misfit: nats at the centre; gradient: (parameters,); curvature: (parameters, parameters).
         centre: (columns, bins + other features) matter there.
-        groups: columns whose products count, together.
+        heavy: columns whose products count.
         bins: (slots, bins) how many copies of an atom in a slot lie in each bin.
         table: (elements, features): what an atom of each element is.
         element_cost: (elements,) nats an atom of it costs; slot_cost: (slots,) nats an atom there costs besides.
@@ -55,7 +56,7 @@ class Problem:
     gradient: Array
     curvature: Array
     centre: Array
-    groups: tuple[tuple[int, ...], ...]
+    heavy: tuple[int, ...]
     bins: Array
     table: Array
     element_cost: Array
@@ -64,55 +65,44 @@ class Problem:
     near: npt.NDArray[np.bool_]
 
     @cached_property
-    def layout(self) -> MatterParameters:
-        bins = self.bins.shape[1]
-        return MatterParameters(len(self.centre), bins, self.centre.shape[1] - bins, self.groups)
+    def places(self) -> list[npt.NDArray[np.int64]]:
+        """Of each column, where its parameters are."""
+        return places(len(self.centre), self.bins.shape[1], self.centre.shape[1] - self.bins.shape[1], self.heavy)
 
     @cached_property
     def blocks(self) -> list[Array]:
         """Of each column, the curvature of its own parameters."""
-        return [self.curvature[np.ix_(p, p)] for p in self.layout.own]
+        return [self.curvature[np.ix_(p, p)] for p in self.places]
 
     @cached_property
     def values(self) -> Array:
         """(1 + elements, features) of a label."""
         return np.concatenate([np.zeros((1, self.table.shape[1])), self.table])
 
-    def away(self, labels: Labels) -> Array:
-        """(..., bins + other features) of (..., slots) labels, before the centre is taken away."""
+    def parameters(self, column: int, labels: Labels) -> Array:
+        """(n, parameters of the column) of (n, slots) labels."""
         first = self.values[:, 0][labels] @ self.bins
         copies = self.bins.sum(1)
         others = [self.values[:, f][labels] @ copies for f in range(1, self.table.shape[1])]
-        return np.concatenate([first, *(other[..., None] for other in others)], axis=-1)
-
-    def parameters(self, column: int, labels: Labels) -> Array:
-        """(n, own parameters of the column) of (n, slots) labels."""
-        return self.layout.of_column(column, self.away(labels) - self.centre[column])
+        matter = np.concatenate([first, np.array(others).reshape(len(others), len(labels)).T], 1) - self.centre[column]
+        return np.concatenate([matter, products(matter[:, : self.bins.shape[1]])], 1) if column in self.heavy else matter
 
     @cached_property
     def _uniform(self) -> dict[tuple[int, int], tuple[Labels, Array, Array]]:
         return {}
 
     def uniform(self, column: int, most: int) -> tuple[Labels, Array, Array]:
-        """Every arrangement of a few atoms of one element: labels, parameters, and energies that never change.
-
-        These are its costs, and its misfit where the column has no products with others.
-        """
+        """Every arrangement of a few atoms of one element: labels, parameters, and energies that don't depend on the other
+        columns."""
         if (column, most) not in self._uniform:
             elements = np.flatnonzero(np.isfinite(self.element_cost))
             patterns = self.patterns(column, 1, most, UNIFORM_LIST // len(elements))
             labels = (patterns[1:, None] * (elements + 1)[:, None]).reshape(-1, patterns.shape[1])
             labels = np.concatenate([patterns[:1], labels])
             parameters = self.parameters(column, labels)
-            own = self.own_cost(labels)
-            if not self.shares(column):
-                own += half_quadratic(parameters, self.blocks[column])
+            own = 0.5 * np.einsum("np,np->n", parameters @ self.blocks[column], parameters) + self.own_cost(labels)
             self._uniform[column, most] = labels, parameters, own
         return self._uniform[column, most]
-
-    def shares(self, column: int) -> bool:
-        """Whether the column has products with others."""
-        return len(self.layout.shared[column][0]) > 0
 
     def own_cost(self, labels: Labels) -> Array:
         """(n,) nats of (n, slots) labels by the elements' and the slots' costs."""
@@ -200,16 +190,11 @@ class Chain:
 
     def _refresh(self) -> None:
         p = self.p
-        self.x = p.layout.of(p.away(self.label) - p.centre)
+        self.x = np.zeros(len(p.gradient))
+        for column, place in enumerate(p.places):
+            self.x[place] = p.parameters(column, self.label[column : column + 1])[0]
         self.slope = p.gradient + p.curvature @ self.x
         self.energy = float(p.misfit + 0.5 * (p.gradient + self.slope) @ self.x + self._prior(self.label))
-        self._last_view: tuple[int, _View] | None = None
-
-    def _view(self, column: int) -> _View:
-        """The misfit as a function of one column, all others as they are."""
-        if self._last_view is None or self._last_view[0] != column:
-            self._last_view = column, _View.of(self.p, column, self.x)
-        return self._last_view[1]
 
     def _prior(self, label: Labels) -> float:
         return float(self.p.own_cost(label).sum() + self.p.first_cost * len(np.unique(label[label > 0])))
@@ -217,8 +202,8 @@ class Chain:
     def _around(self, column: int) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
         """What the other columns do to one: slope of its parameters where they are 0, (slots,) nats for atoms in a
         neighbour's way, (1 + elements,) which labels would be new."""
-        view = self._view(column)
-        slope = view.slope(self.slope) - view.block @ self.x[view.own]
+        place = self.p.places[column]
+        slope = self.slope[place] - self.p.blocks[column] @ self.x[place]
         others = self.label.copy()
         others[column] = 0
         blocked = np.tensordot(self.p.near[column], others > 0, 2) > 0
@@ -230,7 +215,7 @@ class Chain:
         """(n,) energies of (n, slots) arrangements of a column, all else as it is, up to a constant."""
         slope, blocked, new = self._around(column)
         x = self.p.parameters(column, labels)
-        own = half_quadratic(x, self._view(column).block) + self.p.own_cost(labels)
+        own = 0.5 * np.einsum("np,np->n", x @ self.p.blocks[column], x) + self.p.own_cost(labels)
         clash = self.p.near[column, :, column].astype(float)
         taken = (labels > 0).astype(float)
         own += CLASH_NATS * np.einsum("ns,ns->n", taken @ clash, taken)
@@ -253,8 +238,6 @@ class Chain:
         slope, blocked, new = self._around(column)
         fresh = self.p.first_cost * new[labels.max(1)]
         costs = own + x @ slope + (labels > 0) @ blocked + fresh
-        if self.p.shares(column):
-            costs += half_quadratic(x, self._view(column).block)
         self._set(column, labels[self._pick(costs, temperature)])
 
     def _palette(self, column: int) -> Labels:
@@ -299,9 +282,11 @@ class Chain:
         self._relabel(old, np.append(old, some), temperature)
 
     def _relabel(self, old: int, targets: Labels, temperature: float) -> None:
-        rows = np.array([np.where(self.label == old, target, self.label) for target in targets])
-        x = self.p.layout.of(self.p.away(rows) - self.p.centre)
-        costs = x @ self.p.gradient + half_quadratic(x, self.p.curvature)
+        rows = [np.where(self.label == old, target, self.label) for target in targets]
+        x = np.zeros((len(targets), len(self.x)))
+        for i, place in enumerate(self.p.places):
+            x[:, place] = self.p.parameters(i, np.array([row[i] for row in rows]))
+        costs = x @ self.p.gradient + 0.5 * np.einsum("np,np->n", x @ self.p.curvature, x)
         costs += np.array([self._prior(row) for row in rows])
         chosen = rows[self._pick(costs, temperature)]
         for column in np.flatnonzero((chosen != self.label).any(1)):
@@ -314,58 +299,31 @@ class Chain:
     def _set(self, column: int, label: Labels) -> None:
         if (label == self.label[column]).all():
             return
-        view = self._view(column)
-        step = self.p.parameters(column, label[None])[0] - self.x[view.own]
-        self.slope += view.curvature @ step
-        view.move(self.x, step)
+        place = self.p.places[column]
+        step = self.p.parameters(column, label[None])[0] - self.x[place]
+        self.slope += self.p.curvature[:, place] @ step
+        self.x[place] += step
         self.label[column] = label
 
 
-@dataclass(frozen=True)
-class _View:
-    """The misfit as a function of one column: its products with the other columns are linear in its own matter.
-
-    Attributes:
-        own: where the column's own parameters are; rows: where its products with others are.
-        theirs: (rows, bins) what a unit of its matter adds to those.
-        curvature: (parameters, own) change of the whole slope by its parameters; block: (own, own) of its own.
-    """
-
-    own: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int64]
-    theirs: Array
-    curvature: Array
-    block: Array
-
-    @classmethod
-    def of(cls, problem: Problem, column: int, x: Array) -> _View:
-        own = problem.layout.own[column]
-        rows, ours, theirs = problem.layout.shared[column]
-        bins = problem.layout.bins
-        adds = np.zeros((len(rows), bins))
-        adds[np.arange(len(rows)), ours] = x[theirs]
-        curvature, block = problem.curvature[:, own], problem.blocks[column]
-        if len(rows):
-            curvature[:, :bins] += problem.curvature[:, rows] @ adds
-            block = curvature[own]
-            block[:bins] += adds.T @ curvature[rows]
-        return cls(own, rows, adds, curvature, block)
-
-    def slope(self, slope: Array) -> Array:
-        """Of the column's parameters, from that of all."""
-        result: Array = slope[self.own]
-        result[: self.theirs.shape[1]] += self.theirs.T @ slope[self.rows]
-        return result
-
-    def move(self, x: Array, step: Array) -> None:
-        """All parameters after a step of the column's."""
-        x[self.own] += step
-        x[self.rows] += self.theirs @ step[: self.theirs.shape[1]]
+def places(columns: int, bins: int, others: int, heavy: tuple[int, ...]) -> list[npt.NDArray[np.int64]]:
+    """Of each column, where its parameters are among all; see ``Problem``."""
+    products_of_one = bins * (bins + 1) // 2
+    result = []
+    for column in range(columns):
+        mine = [np.arange(column * bins, (column + 1) * bins)]
+        mine.append(columns * bins + np.arange(column * others, (column + 1) * others))
+        if column in heavy:
+            first = columns * (bins + others) + heavy.index(column) * products_of_one
+            mine.append(np.arange(first, first + products_of_one))
+        result.append(np.concatenate(mine))
+    return result
 
 
-def half_quadratic(x: Array, matrix: Array) -> Array:
-    """(n,) of (n, parameters): x matrix x / 2."""
-    return np.asarray(0.5 * np.einsum("np,np->n", x @ matrix, x))
+def products(matter: Array) -> Array:
+    """(n, bins * (bins + 1) / 2) products of each two, half of the squares, in the order of ``pairs_of``."""
+    first, second = np.array(pairs_of(range(matter.shape[1]))).T
+    return matter[:, first] * matter[:, second] * np.where(first == second, 0.5, 1.0)
 
 
 @lru_cache(PATTERNS_KEPT)
