@@ -140,21 +140,26 @@ def test_the_better_of_two_volumes_has_the_lower_deviance(small_scan: Scan, conf
     assert values[0] < 0.7 * values[2]
 
 
+def whole_and_resumed(file: Path, folder: Path, config: MepdiffConfig, stop: int) -> tuple[Run, Run]:
+    """A run in ``whole``, and one in ``stopped`` that was stopped after so many states and went on."""
+    whole = Run(file, folder / "whole", "mepdiff", config)
+    list(whole.states())
+    states = Run(file, folder / "stopped", "mepdiff", config).states()
+    for _ in range(stop):
+        next(states)
+    states.close()  # type: ignore[attr-defined]
+    again = Run(file, folder / "stopped", "mepdiff", resume=True)
+    list(again.states())
+    return whole, again
+
+
 @pytest.mark.parametrize("stop", [2, 3, 4])
 def test_a_run_of_both_goes_on_without_asking_the_solver_again(
     stop: int, small_scan: Scan, small_file: Path, config: MepdiffConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after the solver, after the first passes, between two steps of the sampler."""
     asked = solver(crystal(small_scan, True, False, samples=None), monkeypatch)
-    whole = Run(small_file, tmp_path / "whole", "mepdiff", config)
-    list(whole.states())
-    stopped = Run(small_file, tmp_path / "stopped", "mepdiff", config)
-    states = stopped.states()
-    for _ in range(stop):
-        next(states)
-    states.close()  # type: ignore[attr-defined]
-    again = Run(small_file, tmp_path / "stopped", "mepdiff", resume=True)
-    list(again.states())
+    whole, again = whole_and_resumed(small_file, tmp_path, config, stop)
     assert len(asked) == (3 if stop == 2 else 2)  # the solver itself keeps nothing to go on from
     assert again.metrics["verdict"] == whole.metrics["verdict"] != ""
     assert again.metrics["ssim_2d"] == whole.metrics["ssim_2d"]
@@ -234,15 +239,7 @@ def test_a_run_that_refines_goes_on(
     """Stopped while it refines, before and after the solver's answer, between two steps of the sampler."""
     asked = solver(crystal(small_scan, True, False, samples=None), monkeypatch)
     refining = replace(config, refine=BOTH, refine_passes=2)
-    whole = Run(small_file, tmp_path / "whole", "mepdiff", refining)
-    list(whole.states())
-    stopped = Run(small_file, tmp_path / "stopped", "mepdiff", refining)
-    states = stopped.states()
-    for _ in range(stop):
-        next(states)
-    states.close()
-    again = Run(small_file, tmp_path / "stopped", "mepdiff", resume=True)
-    list(again.states())
+    whole, again = whole_and_resumed(small_file, tmp_path, refining, stop)
     for beam in asked[1:]:
         np.testing.assert_array_equal(beam["positions_A"], asked[0]["positions_A"])
     assert again.metrics["verdict"] == whole.metrics["verdict"] != ""

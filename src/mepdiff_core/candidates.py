@@ -14,10 +14,10 @@ import torch
 from mepdiff_core.atoms import run_crystal
 from mepdiff_core.batches import split_patterns
 from mepdiff_core.defects import defect_from
-from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import Poisson
 from mepdiff_core.metrics import poisson_deviance
 from mepdiff_core.posterior import refine_first, run_proximal
+from mepdiff_core.refinement import refined_model
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import MepdiffConfig, RefineConfig
 from mepdiff_core.states import Checkpoint, CrystalState, Refined, SampleState, State
@@ -140,9 +140,7 @@ def heldout_deviance(
     refined: Refined | None = None,
 ) -> float:
     """Poisson deviance a pixel of the patterns held out, at a volume (slices, y, x) on the object field, rad."""
-    probe, positions = (None, None) if refined is None else (refined.probe, refined.positions_A)
-    thickness = config.slice_thickness_A
-    model = ForwardModel(scan, len(volume), thickness, config.model, probe, device, positions_A=positions)
+    model = refined_model(scan, len(volume), config.slice_thickness_A, config.model, refined, device)
     _, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
     wide = np.pad(np.asarray(volume, np.float32), [(0, 0), *[(model.margin, model.margin)] * 2])
     electrons = scan.electrons_per_pattern

@@ -19,6 +19,7 @@ from mepdiff_core.diffusion import denoiser
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.guidance import DPS, Measurement, Proximal
 from mepdiff_core.projection import illumination
+from mepdiff_core.refinement import refined_model
 from mepdiff_core.sample import dpmpp_2m_sde, noise_of_seeds, polyexponential
 from mepdiff_core.scan import Scan, specimen_slices
 from mepdiff_core.settings import ADAM_BEST, AdamConfig, Constraints, DPSConfig, ProximalConfig, SamplerConfig
@@ -371,8 +372,7 @@ def _measure(
 ) -> tuple[ForwardModel, Measurement]:
     """The model of a scan, with what was refined put in, and the misfit by it."""
     slices = specimen_slices(scan, config.slices, config.slice_thickness_A)
-    probe, positions = (None, None) if refined is None else (refined.probe, refined.positions_A)
-    model = ForwardModel(scan, slices, config.slice_thickness_A, config.model, probe, device, positions_A=positions)
+    model = refined_model(scan, slices, config.slice_thickness_A, config.model, refined, device)
     engine = make_engine(config.engine, model, config.likelihood, Constraints())
     return model, Measurement(engine, model.volume_shape, prior.config.diffusion.data_scale)
 

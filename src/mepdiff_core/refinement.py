@@ -18,12 +18,25 @@ from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import Likelihood
 from mepdiff_core.multislice import Further, Wanted
 from mepdiff_core.scan import Scan
-from mepdiff_core.settings import RefineConfig
+from mepdiff_core.settings import ModelConfig, RefineConfig
 from mepdiff_core.states import Checkpoint, Refined
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 FAINT_MODE = 0.01
 """Part of the beam that a mode begins with."""
+
+
+def refined_model(
+    scan: Scan,
+    slices: int,
+    slice_thickness_A: float,
+    config: ModelConfig,
+    refined: Refined | None,
+    device: torch.device | str = "cpu",
+) -> ForwardModel:
+    """The model of a scan through so many slices, with the probe and the positions that were found, if any."""
+    probe, positions = (None, None) if refined is None else (refined.probe, refined.positions_A)
+    return ForwardModel(scan, slices, slice_thickness_A, config, probe, device, positions_A=positions)
 
 
 class ProbeSpectrum:
