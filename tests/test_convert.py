@@ -268,6 +268,13 @@ def test_a_large_file_is_never_held_in_memory(here: Path, monkeypatch: pytest.Mo
     tracemalloc.stop()
     assert peak < 6 << 20
     assert load_scan("large.h5").counts.sum() == 32 * 32 * 1600 * 7
+    monkeypatch.setattr("mepdiff_core.convert.LAZY_FROM_BYTES", 1 << 20)
+    tracemalloc.start()
+    scan = load_scan("large.npy", {**KNOWN, "k_step_invA": 0.02})
+    assert scan.patterns_at(np.array([5, 900])).sum() == 2 * 1600 * 7
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 << 20
 
 
 # looking at files

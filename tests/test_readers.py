@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -17,7 +18,9 @@ import tifffile
 import zarr
 
 import vendor_files as vendor
+from mepdiff_core import convert
 from mepdiff_core.errors import InputError
+from mepdiff_core.lazy_counts import is_lazy
 from mepdiff_core.raw_scan import ScanOptions
 from mepdiff_core.readers import find_format, is_foreign, open_raw
 from mepdiff_core.scan import load_scan
@@ -26,6 +29,13 @@ SAMPLES = Path(__file__).parent.parent.parent / "shared" / "samples"
 COUNTS = vendor.make_counts()
 WIDE = vendor.make_counts((3, 4, 128, 128))
 STACK = {"scan_shape": (3, 4)}
+GIVEN = {
+    "optics": {"energy_eV": 200e3, "semiangle_mrad": 10.0, "overfocus_A": 30.0},
+    "scan_step_A": 0.5,
+    "k_step_invA": 0.08,
+    "electrons_per_count": 1.0,
+    "scan_rotation_deg": 0.0,
+}
 OF_AXES = {"scan_step_A": 0.5, "k_step_invA": 0.08}
 
 
@@ -131,6 +141,47 @@ def test_a_format_is_read_value_by_value(case: Case, tmp_path: Path) -> None:
         found = {name: value.value for name, value in raw.found.items() if name in case.found}
         assert found == pytest.approx(case.found, rel=1e-6)
         assert all(value.source for value in raw.found.values())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_large_counts_stay_in_their_file(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every format but the old MATLAB's: the scan is the one that is read whole, in whatever parts it is asked for."""
+    path = tmp_path / case.name
+    case.write(path, case.counts)
+    given = {**GIVEN, "electrons_per_count": 0.5}
+    options = ScanOptions(**{**case.options, "size": 12})
+    whole = load_scan(path, given, options)
+    monkeypatch.setattr(convert, "LAZY_FROM_BYTES", 0)
+    scan = load_scan(path, given, options)
+    assert isinstance(whole.counts, np.ndarray)
+    assert is_lazy(scan.counts) == case.lazy
+    assert scan.counts.dtype == whole.counts.dtype
+    np.testing.assert_array_equal(np.asarray(scan.counts), whole.counts)
+    for index in ((1, 2), (-1, -1), (2, 0, 3), (np.int64(0), np.int64(1), ..., 2), 1, slice(1, 3), (slice(0, 2), 1)):
+        np.testing.assert_array_equal(scan.counts[index], whole.counts[index])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(scan.counts))[2, 1], whole.counts[2, 1])
+    assert (scan.electrons_per_pattern, scan.info) == (whole.electrons_per_pattern, whole.info)
+
+
+def test_large_counts_whose_file_changes_or_is_no_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "LAZY_FROM_BYTES", 0)
+    path = tmp_path / "scan.npy"
+    np.save(path, COUNTS)
+    counts = pickle.loads(pickle.dumps(load_scan(path, GIVEN).counts))
+    np.save(path, COUNTS[:2])
+    with pytest.raises(InputError, match="has changed since it was opened; load it again"):
+        counts[0, 0]
+    path.unlink()
+    with pytest.raises(InputError, match="no such file"):
+        counts[0, 0]
+    negative = COUNTS.astype(np.float32)
+    negative[1, 2, 3, 4] = -1
+    np.save(path, negative)
+    with pytest.raises(InputError, match=r"some pixels are negative or not a number .* give --clip"):
+        load_scan(path, GIVEN)
+    clipped = load_scan(path, GIVEN, ScanOptions(clip=True))
+    assert clipped.info["converted"]["pixels_set_to_zero"] == 1
+    np.testing.assert_array_equal(clipped.counts[1, 2], np.maximum(negative[1, 2], 0))
 
 
 @pytest.mark.parametrize(

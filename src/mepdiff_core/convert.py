@@ -1,11 +1,14 @@
-"""A file of any format to a scan, in memory or, pattern by pattern, to our scan file."""
+"""A file of any format to a scan, whose counts are in memory or stay in that file, or block by block to our scan file."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import threading
 import time
+import weakref
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from mepdiff_core.errors import InputError
 from mepdiff_core.file_calibration import FileCalibration, Settled
 from mepdiff_core.files import atomic_path, check_writable
 from mepdiff_core.hdf5_scans import OWN
+from mepdiff_core.lazy_counts import LAZY_FROM_BYTES, RowCounts
 from mepdiff_core.raw_scan import Array, RawScan, ScanOptions
 from mepdiff_core.readers import open_raw
 from mepdiff_core.scan import Scan, make_counts, raster_positions, write_about
@@ -133,7 +137,7 @@ def load_foreign(
     calibration: Mapping[str, Any] | Calibration | FileCalibration | None = None,
     options: ScanOptions | None = None,
 ) -> Scan:
-    """A scan from a file of any format, in memory.
+    """A scan from a file of any format; large counts stay in the file (``read_scan``).
 
     Raises:
         InputError: it cannot be read, or its calibration is incomplete: the message names all that is missing.
@@ -144,7 +148,7 @@ def load_foreign(
 
 
 def read_scan(raw: RawScan, given: Mapping[str, Any] | Calibration | FileCalibration | None, options: ScanOptions) -> Scan:
-    """The whole scan, in memory.
+    """The whole scan; counts of a GiB and more stay in a file that can be read in parts, all others are in memory.
 
     Raises:
         InputError: a calibration, a scan shape or a pattern size is missing, or the counts are none.
@@ -154,16 +158,72 @@ def read_scan(raw: RawScan, given: Mapping[str, Any] | Calibration | FileCalibra
     side = pattern_side(raw, options)
     settled.check_complete(raw.path)
     per_count = settled.values["electrons_per_count"].value
-    n, total, mended = raw.patterns.n_patterns, 0.0, 0
+    total, mended = 0.0, 0
     dtype = electrons(np.zeros(1, raw.patterns.dtype), per_count).dtype
-    counts = np.empty((n, side, side), np.uint8 if dtype.kind == "b" else dtype.newbyteorder("="))
+    dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
+    lazily = ForeignCounts(raw, options, per_count, (*raw.patterns.shape[:2], side, side), dtype)
+    stays = raw.lazy and lazily.nbytes >= LAZY_FROM_BYTES
+    counts = np.empty(0 if stays else (raw.patterns.n_patterns, side, side), dtype)
     for first, block, zeroed in raw.blocks(options):
-        counts[first : first + len(block)] = electrons(block, per_count)
+        if stays:
+            _check_block(raw, block)
+        else:
+            counts[first : first + len(block)] = electrons(block, per_count)
         total += float(block.sum(dtype=np.float64)) * per_count
         mended += zeroed
-    scan = counts.reshape(*raw.patterns.shape[:2], side, side)
+    n, scan = raw.patterns.n_patterns, lazily if stays else counts.reshape(lazily.shape)
     check_counts(raw, total)
     return make_scan(raw, scan, settled, total / n, record(raw, settled, options, mended))
+
+
+class ForeignCounts(RowCounts):
+    """Electrons in a file of another format, which is opened with the first part and stays open.
+
+    Args:
+        raw: the file, open for now. options: how it is read.
+        per_count: electrons in a count.
+        shape, dtype: (scan_y, scan_x, ky, kx) electrons.
+    """
+
+    def __init__(
+        self, raw: RawScan, options: ScanOptions, per_count: float, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        super().__init__(shape, dtype)
+        self._path, self._stored = raw.path.absolute(), (raw.patterns.shape, raw.patterns.dtype)
+        self._options, self._per_count = options, per_count
+        self._lock = threading.Lock()
+        self._raw: RawScan | None = None
+
+    def _read(self, index: Any) -> Array:
+        if isinstance(index, tuple) and len(index) > 1 and all(isinstance(i, (int, np.integer)) for i in index[:2]):
+            row, column = (range(n)[int(i)] for n, i in zip(self.shape, index[:2], strict=False))
+            first = row * self.shape[1] + column
+            return np.asarray(self._electrons(first, first + 1)[0][index[2:]])
+        return super()._read(index)
+
+    def _make_row(self, row: int) -> Array:
+        return self._electrons(row * self.shape[1], (row + 1) * self.shape[1])
+
+    def _electrons(self, first: int, last: int) -> Array:
+        with self._lock:
+            raw = self._raw or self._open()
+            block, _ = raw.block(first, last, self._options)
+        return electrons(block, self._per_count)
+
+    def _open(self) -> RawScan:
+        with contextlib.ExitStack() as stack:
+            raw = stack.enter_context(open_raw(self._path, self._options))
+            found = (raw.patterns.shape, raw.patterns.dtype)
+            check(found == self._stored, f"{self._path} has changed since it was opened; load it again")
+            weakref.finalize(self, stack.pop_all().close)
+        self._raw = raw
+        return raw
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_raw": None, "_kept": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
 
 def pattern_side(raw: RawScan, options: ScanOptions) -> int:
@@ -189,7 +249,7 @@ def electrons(block: Array, per_count: float) -> Array:
     return block if per_count == 1 else (block * np.float32(per_count)).astype(np.float32)
 
 
-def make_scan(raw: RawScan, counts: Array, settled: Settled, beam: float, info: Mapping[str, Any]) -> Scan:
+def make_scan(raw: RawScan, counts: Any, settled: Settled, beam: float, info: Mapping[str, Any]) -> Scan:
     """A scan of these counts.
 
     Args:

@@ -102,18 +102,16 @@ class FileCounts(LazyCounts):
         return FileCounts, (self._path, self._name, self.shape, self.dtype)
 
 
-class MadeCounts(LazyCounts):
-    """Counts that are computed a scan row at a time, whenever they are asked for.
+class RowCounts(LazyCounts):
+    """Counts that come a scan row at a time; the last row is kept, since patterns of a row are often asked for singly."""
 
-    Args:
-        shape, dtype: of all rows together.
-        make_row: gives (scan_x, ky, kx) of a row.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], make_row: Callable[[int], npt.NDArray[Any]]) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         super().__init__(shape, dtype)
-        self._make_row = make_row
         self._kept: tuple[int, npt.NDArray[Any]] | None = None
+
+    @abstractmethod
+    def _make_row(self, row: int) -> npt.NDArray[Any]:
+        """(scan_x, ky, kx)."""
 
     def _read(self, index: Any) -> npt.NDArray[Any]:
         first, *rest = index if isinstance(index, tuple) else (index,)
@@ -127,6 +125,22 @@ class MadeCounts(LazyCounts):
 
     def _row(self, row: int) -> npt.NDArray[Any]:
         kept = self._kept
-        if kept is None or kept[0] != row:  # patterns of a row are often asked for one by one
+        if kept is None or kept[0] != row:
             self._kept = kept = (row, self._make_row(row).astype(self.dtype, copy=False))
         return kept[1]
+
+
+class MadeCounts(RowCounts):
+    """Counts that are computed whenever they are asked for.
+
+    Args:
+        shape, dtype: of all rows together.
+        make_row: gives (scan_x, ky, kx) of a row.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], make_row: Callable[[int], npt.NDArray[Any]]) -> None:
+        super().__init__(shape, dtype)
+        self._make = make_row
+
+    def _make_row(self, row: int) -> npt.NDArray[Any]:
+        return self._make(row)

@@ -205,14 +205,19 @@ class RawScan:
         n = self.patterns.n_patterns
         at_once = block_patterns(self.patterns)
         for first in range(0, n, at_once):
-            with reading(self.path, self.format):
-                block = self.patterns.read(first, min(first + at_once, n))
-            mended = 0
-            if options.clip and block.dtype.kind in "if":
-                bad = ~(block >= 0) | ~np.isfinite(block)
-                mended = int(np.count_nonzero(bad))
-                block = np.where(bad, np.zeros((), block.dtype), block) if mended else block
-            yield first, resized(block, options.size), mended
+            block, mended = self.block(first, min(first + at_once, n), options)
+            yield first, block, mended
+
+    def block(self, first: int, last: int, options: ScanOptions) -> tuple[Array, int]:
+        """(last - first, ky, kx) counts of the file, clipped and brought to size as asked, and pixels that were set to 0."""
+        with reading(self.path, self.format):
+            block = self.patterns.read(first, last)
+        mended = 0
+        if options.clip and block.dtype.kind in "if":
+            bad = ~(block >= 0) | ~np.isfinite(block)
+            mended = int(np.count_nonzero(bad))
+            block = np.where(bad, np.zeros((), block.dtype), block) if mended else block
+        return resized(block, options.size), mended
 
 
 def block_patterns(patterns: Patterns) -> int:
