@@ -90,10 +90,14 @@ class StateArchive:
                 len(self._entries) > self._most or sum(entry.bytes for entry in self._entries) > self._total_bytes
             ):
                 self._thin()
+            too_much = self._in_memory() - self._memory_bytes
             for entry in self._entries[:-1]:
-                if self._in_memory() <= self._memory_bytes:
+                if too_much <= 0:
                     break
-                if entry.arrays is not None and not self._to_disk(entry):
+                if entry.arrays is None:
+                    continue
+                too_much -= entry.bytes
+                if not self._to_disk(entry):
                     self._total_bytes = self._memory_bytes  # a disk that is full is no reason to lose the run
                     while len(self._entries) > 2 and sum(e.bytes for e in self._entries) > self._total_bytes:
                         self._thin()
