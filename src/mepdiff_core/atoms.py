@@ -45,7 +45,8 @@ DEFECT_PATTERNS = 160
 MORE_ROUNDS, ATTEMPTS = 2, 2
 """At most, while free matter would still gain more than by chance: rounds beyond those asked for where cells shift; starts
 where they do not."""
-PERIOD_STEP_A = 0.1
+PERIOD_STEP_A, FINE_PERIOD_A, NEAR_PERIOD_A = 0.1, 0.05, 0.15
+"""Of the periods tried: first; in the last rounds, and how far around those that fit what was found."""
 PERIODS_KEPT, JUDGED = 10, 8
 SETTLING_PATTERNS, SCREENING_PATTERNS, SETTLING_KEPT, SCREENED_NATS = 96, 16, 2, 20.0
 SETTLING_TURNS, SETTLING_TRIED, SETTLING_NATS = 4, 5, 60.0
@@ -143,11 +144,14 @@ class _Solver(ColumnSearch):
             tried: list[Arrangement] = []
             rng = np.random.default_rng([c.seed, 3, turn, number])
             periods = self._periods(found.pool if turn > 1 else [])
+            # at last among the elements that were found: longer periods with other elements hide the right one
+            few = _elements(found.pool[:3]) if turn > 1 else search.few
             for group in np.array_split(np.array(periods, float), 3):
-                tried += [search.search(_period(p), rng, HOT_FIRST, SWEEPS_FIRST, rough=True) for p in group]
+                tried += [search.search(_period(p), rng, HOT_FIRST, SWEEPS_FIRST, among=few) for p in group]
                 yield from self.emit("depth", f"{name} {turn + 1}: periods along the beam", temperature=HOT_FIRST)
             best_periods = list(dict.fromkeys(a.period_A for a in sorted(tried, key=lambda a: a.energy)))[:PERIODS_KEPT]
             for period in best_periods:
+                tried += [search.search(period, rng, HOT, SWEEPS, among=few) for _ in range(CHAINS if turn > 1 else 0)]
                 tried += [search.search(period, rng, HOT, SWEEPS) for _ in range(CHAINS)]
             before = found
             found = self._judged(model, before.pool, tried, indices)
@@ -344,10 +348,22 @@ class _Solver(ColumnSearch):
             return [self.known.period_A if self.known.period_A < self.thickness_A else np.nan]
         grid = np.arange(SHORTEST_PERIOD_A, self.thickness_A - 1e-6, PERIOD_STEP_A)
         if pool:
-            near = [a.period_A / part for a in pool[:3] if a.period_A is not None for part in (1, 2, 3)]
-            fine = np.unique(np.round([p + d for p in near for d in np.arange(-0.15, 0.151, 0.05)], 2))
+            near = [
+                np.arange(low / part - NEAR_PERIOD_A, high / part + NEAR_PERIOD_A + 1e-3, FINE_PERIOD_A)
+                for low, high in map(self._same_slices, pool[:3])
+                for part in (1, 2, 3)
+            ]
+            fine = np.unique(np.round(np.concatenate(near), 2))
             grid = fine[(fine >= SHORTEST_PERIOD_A) & (fine < self.thickness_A)] if len(fine) else fine
         return [*grid.tolist(), np.nan]
+
+    def _same_slices(self, found: Arrangement) -> tuple[float, float]:
+        """The range of periods, Å, that put the same atoms into the same slices; empty without a period."""
+        if found.period_A is None:
+            return 0.0, -1.0
+        repeat = shortest_repeat(found, self.slices, self.config.slice_thickness_A)
+        low, high = repeat.periods_A or (found.period_A, found.period_A)
+        return min(low, found.period_A), max(high, found.period_A)
 
     def _defects(self, model: CrystalModel, cell: UnitCell) -> Generator[CrystalState, None, list[Defect]]:
         """Sites that differ from the cell, looked for in some of the patterns."""
@@ -442,6 +458,11 @@ def _period(value: float) -> float | None:
 
 def _say_period(arrangement: Arrangement) -> str:
     return "no period along the beam" if arrangement.period_A is None else f"period {arrangement.period_A:.2f} Å"
+
+
+def _elements(found: Sequence[Arrangement]) -> npt.NDArray[np.int64]:
+    """Atomic numbers of all atoms."""
+    return np.unique(np.concatenate([a.number for a in found])).astype(np.int64)
 
 
 def _distinct(found: Sequence[Arrangement], count: int) -> list[Arrangement]:

@@ -297,16 +297,19 @@ class DepthSearch:
         )
         self.table = table[self.numbers]
         self.known = elements is not None
-        self._problems: dict[tuple[float | None, bool], tuple[Problem, Slots]] = {}
+        self.few = self.numbers if self.known else self.numbers[1::3]
+        """Every third element, enough to compare periods."""
+        self._problems: dict[tuple[float | None, bytes], tuple[Problem, Slots]] = {}
 
-    def problem(self, period_A: float | None, rough: bool = False) -> tuple[Problem, Slots]:
-        """The misfit by occupied slots; that of the last period asked for is kept. ``rough``: of every third element."""
-        key = (period_A, rough)
+    def problem(self, period_A: float | None, among: npt.NDArray[np.int64] | None = None) -> tuple[Problem, Slots]:
+        """The misfit by occupied slots; that of the last period asked for is kept. ``among``: atomic numbers; None for all."""
+        key = (period_A, b"" if among is None else among.tobytes())
         if key not in self._problems:
             problem, slots = self._problem(period_A)
-            if rough and not self.known:
-                cost = np.where(np.arange(len(self.numbers)) % 3 == 1, problem.element_cost, np.inf)
-                problem = replace(problem, element_cost=cost)
+            if among is not None:
+                problem = replace(
+                    problem, element_cost=np.where(np.isin(self.numbers, among), problem.element_cost, np.inf)
+                )
             self._problems = {key: (problem, slots)}
         return self._problems[key]
 
@@ -341,11 +344,11 @@ class DepthSearch:
         hot: float,
         sweeps: int,
         start: Arrangement | None = None,
-        rough: bool = False,
+        among: npt.NDArray[np.int64] | None = None,
     ) -> Arrangement:
         """The best arrangement met while cooling from ``hot`` nats to 1, from nothing or from another of the same period;
-        ``rough``: of every third element, enough to compare periods."""
-        problem, slots = self.problem(period_A, rough)
+        ``among``: atomic numbers that it may have."""
+        problem, slots = self.problem(period_A, among)
         chain = Chain(problem, self._label(start, slots), rng, most=4 if period_A is None else 3)
         return self._arrangement(chain.search(hot, 1.0, sweeps), period_A, problem, slots)
 
