@@ -11,7 +11,7 @@ import pytest
 from mepdiff_core.atoms import run_crystal
 from mepdiff_core.column_search import what_is_known
 from mepdiff_core.crystals import Crystal
-from mepdiff_core.depth import Arrangement, make_slots, shortest_repeat
+from mepdiff_core.depth import Arrangement, make_slots, periods_like, shortest_repeat
 from mepdiff_core.errors import InputError
 from mepdiff_core.metrics import expected_deviance, volume_metrics
 from mepdiff_core.scan import Scan
@@ -152,3 +152,18 @@ def test_the_shortest_period_is_found_from_the_slices(period: float) -> None:
     assert len(repeat.arrangement.number) == 3
     assert low - 0.011 <= period <= high + 0.011
     assert repeat.arrangement.same_as(told)
+
+
+def test_periods_like_what_was_found_hold_the_half_of_any_that_fits() -> None:
+    """LaB6 in cells of 8.78 Å fits from 8.0 to 9.5 Å: its own 4.16 Å is no half of 8.78 Å, but of one that fits."""
+    slots = make_slots(8.78, 8, 1.6)
+    slot = np.array([int(np.argmin(np.abs(slots.depth_A - depth))) for depth in (3.61, 7.2)])
+    found = Arrangement(
+        8.78, np.zeros(2, np.int64), np.full(2, 57), slots.depth_A[slot], slot, slots.slices[slot], 0.0, 12.0
+    )
+    periods = periods_like([found, replace(found, period_A=None)], 8, 1.6)
+    assert np.abs(periods - 4.16).min() < 0.03
+    assert np.abs(periods - 8.78).min() < 0.03
+    assert periods.min() >= 2.2
+    assert periods.max() < 12.8
+    assert not len(periods_like([replace(found, period_A=None)], 8, 1.6))

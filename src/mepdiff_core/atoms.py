@@ -24,7 +24,7 @@ from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystal_verdict import WRONG_NATS, Evidence, Fit, doubtful, explained, limits
 from mepdiff_core.defect_search import find_defects
 from mepdiff_core.defects import Defect, with_defects
-from mepdiff_core.depth import SHORTEST_PERIOD_A, Arrangement, DepthSearch, Matter, Repeat, shortest_repeat
+from mepdiff_core.depth import SHORTEST_PERIOD_A, Arrangement, DepthSearch, Matter, Repeat, periods_like, shortest_repeat
 from mepdiff_core.imaging import preferred_slices, refine_imaging
 from mepdiff_core.polish import draw_cell, polish
 from mepdiff_core.projection import illumination
@@ -45,8 +45,7 @@ DEFECT_PATTERNS = 160
 MORE_ROUNDS, ATTEMPTS = 2, 2
 """At most, while free matter would still gain more than by chance: rounds beyond those asked for where cells shift; starts
 where they do not."""
-PERIOD_STEP_A, FINE_PERIOD_A, NEAR_PERIOD_A = 0.1, 0.05, 0.15
-"""Of the periods tried: first; in the last rounds, and how far around those that fit what was found."""
+PERIOD_STEP_A = 0.1
 PERIODS_KEPT, JUDGED = 10, 8
 SETTLING_PATTERNS, SCREENING_PATTERNS, SETTLING_KEPT, SCREENED_NATS = 96, 16, 2, 20.0
 SETTLING_TURNS, SETTLING_TRIED, SETTLING_NATS = 4, 5, 60.0
@@ -343,27 +342,13 @@ class _Solver(ColumnSearch):
         return bool(gap + second.prior - best.prior < EQUAL_NATS)
 
     def _periods(self, pool: Sequence[Arrangement]) -> list[float]:
-        """Periods to try, nan for none: all, or those around what was found."""
+        """Periods to try, nan for none: all, or those like what was found."""
         if self.known.period_A is not None:
             return [self.known.period_A if self.known.period_A < self.thickness_A else np.nan]
         grid = np.arange(SHORTEST_PERIOD_A, self.thickness_A - 1e-6, PERIOD_STEP_A)
         if pool:
-            near = [
-                np.arange(low / part - NEAR_PERIOD_A, high / part + NEAR_PERIOD_A + 1e-3, FINE_PERIOD_A)
-                for low, high in map(self._same_slices, pool[:3])
-                for part in (1, 2, 3)
-            ]
-            fine = np.unique(np.round(np.concatenate(near), 2))
-            grid = fine[(fine >= SHORTEST_PERIOD_A) & (fine < self.thickness_A)] if len(fine) else fine
+            grid = periods_like(pool[:3], self.slices, self.config.slice_thickness_A)
         return [*grid.tolist(), np.nan]
-
-    def _same_slices(self, found: Arrangement) -> tuple[float, float]:
-        """The range of periods, Å, that put the same atoms into the same slices; empty without a period."""
-        if found.period_A is None:
-            return 0.0, -1.0
-        repeat = shortest_repeat(found, self.slices, self.config.slice_thickness_A)
-        low, high = repeat.periods_A or (found.period_A, found.period_A)
-        return min(low, found.period_A), max(high, found.period_A)
 
     def _defects(self, model: CrystalModel, cell: UnitCell) -> Generator[CrystalState, None, list[Defect]]:
         """Sites that differ from the cell, looked for in some of the patterns."""

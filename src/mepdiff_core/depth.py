@@ -35,6 +35,8 @@ nearly alike."""
 SHORTEST_PERIOD_A = 2.2
 PERIOD_STEP_A = 0.01
 """Of the periods that are compared once the slices are known."""
+LIKE_STEP_A, LIKE_A = 0.05, 0.15
+"""Of the periods tried at last, and how far around those that fit what was found."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,20 @@ def shortest_repeat(found: Arrangement, slices: int, slice_thickness_A: float) -
     return Repeat(arrangement, (float(grid[longest[0]]), float(grid[longest[-1]])))
 
 
+def periods_like(found: Sequence[Arrangement], slices: int, slice_thickness_A: float) -> Array:
+    """Periods, Å, that put these atoms into the same slices, their halves and thirds, and some around them."""
+    near = [np.zeros(0)]
+    for arrangement in found:
+        period = arrangement.period_A
+        if period is None:
+            continue
+        low, high = shortest_repeat(arrangement, slices, slice_thickness_A).periods_A or (period, period)
+        low, high = min(low, period), max(high, period)
+        near += [np.arange(low / n - LIKE_A, high / n + LIKE_A + 1e-3, LIKE_STEP_A) for n in (1, 2, 3)]
+    fine: Array = np.unique(np.round(np.concatenate(near), 2))
+    return fine[(fine >= SHORTEST_PERIOD_A) & (fine < slices * slice_thickness_A)]
+
+
 def _cover_all(
     period_A: float, wanted: Mapping[tuple[int, int], Array], slices: int, slice_thickness_A: float
 ) -> list[list[int]] | None:
@@ -302,14 +318,12 @@ class DepthSearch:
         self._problems: dict[tuple[float | None, bytes], tuple[Problem, Slots]] = {}
 
     def problem(self, period_A: float | None, among: npt.NDArray[np.int64] | None = None) -> tuple[Problem, Slots]:
-        """The misfit by occupied slots; that of the last period asked for is kept. ``among``: atomic numbers; None for all."""
+        """The misfit by occupied slots; that of the last period asked for is kept. ``among``: atomic numbers, or all."""
         key = (period_A, b"" if among is None else among.tobytes())
         if key not in self._problems:
             problem, slots = self._problem(period_A)
             if among is not None:
-                problem = replace(
-                    problem, element_cost=np.where(np.isin(self.numbers, among), problem.element_cost, np.inf)
-                )
+                problem = replace(problem, element_cost=np.where(np.isin(self.numbers, among), problem.element_cost, np.inf))
             self._problems = {key: (problem, slots)}
         return self._problems[key]
 
