@@ -13,7 +13,7 @@ from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.columns import Columns, split_cosets
 from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystals import Crystal
-from mepdiff_core.depth import Arrangement, Matter, make_slots, too_near
+from mepdiff_core.depth import Arrangement, DepthSearch, Matter, make_slots, too_near
 from mepdiff_core.element_features import FEATURES, element_table
 from mepdiff_core.optics import Optics
 from mepdiff_core.polish import draw_cell
@@ -79,6 +79,17 @@ def test_matter_of_atoms_draws_the_atoms(flat: tuple[CrystalModel, Arrangement])
     assert distance(drawn.sum(0), true.sum(0)) < 0.03
     assert distance(drawn, true) < 0.25
     assert distance(drawn.flip(0), true) > 0.5
+
+
+def test_a_search_among_few_elements_finds_no_others(flat: tuple[CrystalModel, Arrangement]) -> None:
+    model, _ = flat
+    search = DepthSearch(model.expand(model.even, model.even_matter, np.arange(9)), model.columns, 1.6)
+    found = search.search(PERIOD, np.random.default_rng(0), 100.0, 4, among=np.array([8, 22]))
+    assert len(found.number)
+    assert set(found.number) <= {8, 22}
+    free = search.search(PERIOD, np.random.default_rng(0), 100.0, 4)
+    assert not set(free.number) <= {8, 22}
+    assert free.energy < found.energy
 
 
 def test_a_cell_grows_where_its_copies_differ_but_not_beyond_the_field() -> None:
