@@ -163,7 +163,7 @@ def test_a_scheduler_that_does_not_answer_is_one_line(request_: BuildConfig, tmp
 def test_a_running_scheduler_is_used(whole: VolumeStore, request_: BuildConfig, tmp_path: Path) -> None:
     from dask.distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50) as cluster:
         list(build(request_, tmp_path / "s.zarr", scheduler=cluster.scheduler_address))
     assert contents(VolumeStore(tmp_path / "s.zarr")) == contents(whole)
 

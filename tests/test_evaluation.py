@@ -88,7 +88,7 @@ def test_workers_elsewhere_give_the_same_table(structures: Path, tmp_path: Path,
     methods = ["adam", "dps"]
     here, there = tmp_path / "here", tmp_path / "there"
     list(evaluate(structures, methods, here, **request))
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50) as cluster:
         request["scheduler"] = cluster.scheduler_address
         loop = evaluate(structures, methods, there, **request)
         for step in loop:

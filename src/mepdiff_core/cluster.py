@@ -48,8 +48,9 @@ def dask_client(workers: int, scheduler: str | None) -> Iterator[Any]:
             with client:
                 yield client
             return
+        free_port = "127.0.0.1:0"  # Dask's own 8787 may be taken by another run beside this one
         cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+            n_workers=workers, threads_per_worker=1, dashboard_address=free_port, silence_logs=logging.CRITICAL
         )
         with cluster, Client(cluster) as client:
             yield client
