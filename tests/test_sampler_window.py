@@ -337,6 +337,26 @@ def test_a_run_that_waits_is_taken_out_of_the_queue(window: Window, monkeypatch:
     assert [task.status for task in dock.queue.tasks] == ["finished", "stopped", "finished"]
 
 
+def test_a_run_stays_in_the_queue_until_the_window_has_told_of_its_end(
+    window: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = Sampler(steps=3)
+    use(monkeypatch, sampler)
+    dock = window.dock
+    window.press(dock.run_button)
+    window.press(dock.run_button)
+    first, second = dock.queue.tasks
+    sampler.let(50)
+    first.job.join(30)  # over, and the window, which is not asked meanwhile, has not heard of it
+    assert first.job.ended
+    dock.show_task(second)
+    dock.stop()  # another one's end
+    assert first.job in dock.queue.jobs
+    dock.show_task(first)
+    window.wait(lambda: not dock.queue.jobs)
+    assert "Finished." in dock.status.text()
+
+
 def test_old_runs_leave_the_queue_and_stay_in_results(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = Sampler(steps=1)
     use(monkeypatch, sampler)

@@ -87,8 +87,8 @@ class Queue(QObject):
         self.changed.emit()
 
     def _ended(self) -> None:
-        self.jobs[:] = [task.job for task in self.tasks if task.job in self.jobs and not task.job.ended]
-        over = [task for task in self.tasks if task.job.ended and task is not self.shown]
+        self.jobs[:] = [task.job for task in self.tasks if task.job in self.jobs and not task.over]
+        over = [task for task in self.tasks if task.over and task is not self.shown]
         for task in over[: max(0, len(over) - KEPT)]:
             self.tasks.remove(task)
             task.close()

@@ -79,6 +79,7 @@ class Task(QObject):
         rows: of the states so far; evenly spaced ones, the first and the last among them, where there are many.
         run: the run, once it has started; last: its newest state.
         archive: its states, to look back at; ensemble: its samples, judged, where it drew several and has finished.
+        over: whether it has ended and its last state has been told of; the job itself ends a moment earlier.
         text: what became of it, in words; "" while it waits or runs.
         removed: whether a person has taken its layer out of the viewer.
         looking_back: whether layers show an earlier state; they do not follow the run then.
@@ -102,6 +103,7 @@ class Task(QObject):
         self.run: Run | None = None
         self.last: State | None = None
         self.text = ""
+        self.over = False
         self.removed = self._told_of_removal = self.looking_back = False
         self.in_front = True
         self._outline: Any = None if before is None else before._outline
@@ -181,7 +183,7 @@ class Task(QObject):
         self.job.cancel()
         if waiting:
             self.text = "Taken out of the queue."
-            self.ended.emit()
+            self._tell_end()
 
     def show_state(self, kept: Kept | None) -> None:
         """Let the layers show an earlier state; None: the newest one, and those that come."""
@@ -302,6 +304,10 @@ class Task(QObject):
             kept = " What was reached stays in its layer." if self.volume is not None and self.volume.there else ""
             self.text = f"Failed.{kept}"
             notify(job.error, job.details)
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        self.over = True
         self.ended.emit()
 
     def _layer_removed(self, event: Any) -> None:
