@@ -272,6 +272,8 @@ def test_the_volume_lies_on_the_grid_of_the_truth(best_run: Path, tiny_file: Pat
 def test_the_report_holds_everything_itself(best_run: Path) -> None:
     page = (best_run / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', page)
+    assert "no inverse crime" in page
+    assert "for it, an inverse crime" not in page
     assert len(sources) == 4
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
     for outside in ("http://", "https://", "<link", "<script", "@import", "url("):

@@ -239,6 +239,7 @@ def test_a_run_leaves_cells_samples_and_a_verdict(
     page = (out / "report.html").read_text(encoding="utf-8")
     for text in ("Unit cell", VERDICT, "221 Pm-3m", "a = 3.905 Å", "Sr 0.70, Ca 0.29", "3.3333 nats", "crystal-2.cif"):
         assert text in page
+    assert "for it, an inverse crime in part" in page
     assert {"cell.png", "cell-2.png"} < {p.name for p in out.iterdir()}
 
     # the report is made again from what the folder holds

@@ -182,6 +182,18 @@ def test_no_disk_is_said(pattern: np.ndarray) -> None:
         find_disk(pattern)
 
 
+def test_a_disk_that_leaves_the_detector_is_refused() -> None:
+    """A bright corner whose best circle has its centre outside; a disk that is merely cut is found."""
+    y, x = np.indices((64, 64))
+
+    def pattern(centre_x: float) -> np.ndarray:
+        return 1 + 400 * np.clip(30 - np.hypot(y - 32, x - centre_x) + 0.5, 0, 1)
+
+    with pytest.raises(InputError, match="off the detector"):
+        find_disk(pattern(-12))
+    assert find_disk(pattern(12)).centre == pytest.approx((32, 12), abs=0.1)
+
+
 def test_a_shift_of_all_patterns_is_undone(clean: Scan) -> None:
     moved = changed(clean, shift(clean.counts, (3, -2)))
     ready = prepare(moved, PrepareConfig(centre="mean", subpixel="leave"))

@@ -83,6 +83,11 @@ def find_disk(pattern: npt.NDArray[np.floating]) -> Disk:
         )
         centre, radius = (float(fit.x[0]), float(fit.x[1])), float(fit.x[2])
     check(
+        all(0 <= middle < size for middle, size in zip(centre, pattern.shape, strict=True)),
+        f"the bright disk's centre would lie off the detector, at y, x = {centre[0]:.0f}, {centre[1]:.0f} px; crop the"
+        " patterns, or give centre and calibration by hand",
+    )
+    check(
         fit.x[4] > 2 * max(fit.x[3], 0.0),
         "the bright disk has no clear edge (beam stop, disk wider than the detector?); give centre and calibration by hand",
     )
