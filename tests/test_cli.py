@@ -44,7 +44,7 @@ TINY = [
     "--set",
     "thickness_A=3.2",
 ]
-FAST = ["--device", "cpu", "--set", "engine=fast"]
+FAST = ["--device", "cpu", "--engine", "fast"]
 RUN_FILES = {"run.yaml", "history.csv", "volume.ome.tif", "metrics.json", "report.html"}
 RUN_FILES |= {"slices.png", "depth.png", "patterns.png", "losses.png"}
 Capture = pytest.CaptureFixture[str]
@@ -795,7 +795,19 @@ def structures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-EVALUATION = ["evaluate", "--structures", "cifs", "--out", "ev", "--simulation", "small.yaml", *FAST]
+EVALUATION = [
+    "evaluate",
+    "--structures",
+    "cifs",
+    "--out",
+    "ev",
+    "--simulation",
+    "small.yaml",
+    "--device",
+    "cpu",
+    "--set",
+    "engine=fast",
+]
 EVALUATION += ["--set", "iterations=2", "--set", "lbfgs.learning_rates=[0.1]", "--set", "lbfgs.inner_iterations=2"]
 
 

@@ -324,6 +324,7 @@ def test_the_last_words_are_the_verdict_and_the_files(
         ),
         (["--lattice", "4,4,90"], "--lattice is for the methods crystal and mepdiff, not for adam"),
         (["--axis", "c"], "--axis is for the methods crystal and mepdiff, not for adam"),
+        (["--engine", "fast", "--method", "crystal"], "--engine is for the methods dps, proximal, mepdiff, adam, lbfgs and"),
         (["--samples", "2"], "--samples is for the methods crystal, dps, proximal and mepdiff, not for adam"),
         (["--start", "known.cif"], "--start known.cif: a CIF file is for the methods crystal and mepdiff, not for adam"),
     ],

@@ -129,7 +129,7 @@ def test_without_guidance_dps_is_the_prior() -> None:
     x = torch.randn(2, 1, *SHAPE, dtype=torch.float64)
     guide = DPS(lambda x, added: torch.tanh(x), Measurement(linear(), SHAPE, SCALE), one_batch, lambda sigma: 0.0)
     assert torch.equal(guide(x, torch.ones(2)), torch.tanh(x))
-    assert guide.halvings == 0
+    assert guide.halvings == [0, 0]
 
 
 def test_dps_follows_the_gradient_through_the_network(small_scan: Scan) -> None:
@@ -174,12 +174,39 @@ def test_guidance_that_diverges_is_halved() -> None:
     measurement = Measurement(linear(), SHAPE, SCALE)
     guide = DPS(identity, measurement, one_batch, lambda sigma: 1e6)
     moved = guide(x, torch.ones(1)) - x
-    assert guide.halvings > 5
+    assert guide.halvings[0] > 5
     assert float(moved.abs().max()) < 2 * math.pi * SCALE <= 2 * float(moved.abs().max())
-    assert f"{2**guide.halvings} times lower" in guide.note
+    assert f"{2 ** guide.halvings[0]} times lower" in guide.note
     hopeless = DPS(identity, measurement, one_batch, lambda sigma: 1e35)
     with pytest.raises(Diverged, match="give a lower guidance_scale"):
         hopeless(x, torch.ones(1))
+
+
+def test_a_step_that_raises_the_misfit_is_halved() -> None:
+    """|A v - b|² / 2 falls along its gradient for steps below 2 / curvature; longer ones are halved until it does."""
+    engine = linear()
+    measurement = Measurement(engine, SHAPE, SCALE)
+    x = torch.randn(2, 1, *SHAPE, dtype=torch.float64)
+    x[1] = 1e-3 * x[0]  # the same place, so nearly, as zero
+
+    def misfits(canvas: Tensor) -> list[float]:
+        return [engine.loss(each[0] / SCALE, ALL) for each in canvas]
+
+    def guided(g: float, halvings: Sequence[int] = (), watched: Indices | None = ALL) -> tuple[DPS, list[float]]:
+        guide = DPS(identity, measurement, one_batch, lambda sigma: g, halvings=halvings, watched=watched)
+        return guide, misfits(guide(x, torch.ones(1)))
+
+    step = SCALE / float(torch.linalg.eigvalsh(engine.matrix.T @ engine.matrix).max())
+    guide, after = guided(step)
+    assert guide.halvings == [0, 0]
+    assert all(a < b for a, b in zip(after, misfits(x), strict=True))
+    _, unwatched = guided(16 * step, watched=None)
+    guide, after = guided(16 * step)
+    assert all(a < b < c for a, b, c in zip(after, misfits(x), unwatched, strict=True))
+    assert min(guide.halvings) > 0
+    assert "times lower now" in guide.note
+    again, goes_on = guided(16 * step, guide.halvings)
+    assert (again.halvings, goes_on) == (guide.halvings, after)
 
 
 def test_data_steps_end_where_likelihood_and_prior_balance() -> None:

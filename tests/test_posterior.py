@@ -129,6 +129,44 @@ def test_a_sampler_goes_on_from_a_checkpoint(
     assert rest[-1].network_calls == states[-1].network_calls
 
 
+def test_guidance_that_goes_too_far_is_halved_the_same_in_any_run(small_scan: Scan, prior_path: Path) -> None:
+    """Sample by sample, and after an interruption."""
+    strong = {"guidance_scale": 1e6, "steps": 4}
+    states = list(run_dps(small_scan, made(DPSConfig, prior_path, samples=2, **strong)))
+    assert states[-1].checkpoint is not None
+    assert states[-1].samples is not None
+    halvings = states[-1].checkpoint["halvings"]
+    assert halvings.min() > 0
+    assert "times lower now" in states[-1].note
+    for number in range(2):
+        alone = last(run_dps(small_scan, made(DPSConfig, prior_path, first_sample=number, **strong)))
+        assert alone.checkpoint is not None
+        assert alone.checkpoint["halvings"] == halvings[number]
+        np.testing.assert_allclose(states[-1].samples[number], alone.volume, atol=1e-5)
+    rest = run_dps(small_scan, made(DPSConfig, prior_path, samples=2, **strong), checkpoint=states[1].checkpoint)
+    assert np.array_equal(last(rest).volume, states[-1].volume)
+
+
+def test_guidance_grows_with_the_illuminated_area(small_scan: Scan, prior_path: Path) -> None:
+    """A scan beside itself: every pattern has half the say, twice the area is illuminated, and the pull is the same."""
+    rows = small_scan.positions_A.reshape(*small_scan.shape, 2)
+    apart = rows[-1, 0] - rows[0, 0] + rows[1, 0] - rows[0, 0]
+    twice = replace(
+        small_scan,
+        counts=np.concatenate([small_scan.counts, small_scan.counts]),
+        positions_A=np.concatenate([small_scan.positions_A, small_scan.positions_A + apart]),
+        truth=None,
+    )
+    pulls = []
+    for scan in (small_scan, twice):
+        task = _Task.prepare(scan, made(DPSConfig, prior_path), "cpu")
+        _, gradient = task.measurement.gradient(torch.zeros(task.model.volume_shape), np.arange(scan.n_patterns))
+        pulls.append(task.weight(1.0) * float(gradient.abs().max()))
+    assert pulls[1] == pytest.approx(pulls[0], rel=0.2)
+    task.illuminated_A2 = 212.0  # of the paper's scan: its table 4
+    assert task.weight(np.exp(-2)) == pytest.approx(10.0 / np.sqrt(2))
+
+
 def test_without_guidance_dps_samples_the_prior(small_scan: Scan, prior_path: Path) -> None:
     state = last(run_dps(small_scan, made(DPSConfig, prior_path, guidance_scale=0.0)))
     prior = load_prior(prior_path)

@@ -29,6 +29,8 @@ class Engine(Protocol):
 LARGEST_RAD = 2 * math.pi
 """Beyond it no voxel's phase is: the heaviest atoms reach some 2 rad."""
 MOST_HALVINGS = 30
+TOO_FAR = 0.01
+"""A step that raises the misfit by more than this part has gone too far; a good one lowers it."""
 
 Batches = Callable[[int, int], Sequence[Indices]]
 """Sample and step -> the patterns that guide there, in mini-batches."""
@@ -90,12 +92,14 @@ class DPS:
         batches: patterns of a sample and a step.
         weight: sigma -> g.
         positive: keep phases from falling below 0.
+        step: which the next call is; halvings: of each sample, in an earlier call.
+        watched: patterns, of those that guide, that tell whether a step has gone too far; none: they are not asked.
 
     Attributes:
-        step: which the next call is.
         grad_norms: of ∂L/∂x, 1/rad, one for each sample.
         way_back_s: seconds of the gradient through the network so far.
-        halvings: times that g was halved for good, because a step had left the phases that matter can have.
+        halvings: of each sample, times that its g was halved for good, because a step had left the phases that matter can
+            have, or had raised the misfit of the patterns that are watched.
 
     Raises:
         Diverged: halving did not help.
@@ -111,10 +115,12 @@ class DPS:
         weight: Callable[[float], float],
         positive: bool = False,
         step: int = 1,
+        halvings: Sequence[int] = (),
+        watched: Indices | None = None,
     ) -> None:
         self.denoise, self.measurement, self.batches, self.weight = denoise, measurement, batches, weight
-        self.positive, self.step = positive, step
-        self.halvings, self.way_back_s = 0, 0.0
+        self.positive, self.step, self.watched = positive, step, watched
+        self.halvings, self.way_back_s = list(halvings), 0.0
         self.grad_norms: list[float] = []
 
     def __call__(self, x: Tensor, added: Tensor) -> Tensor:
@@ -138,22 +144,39 @@ class DPS:
         back = back * m.data_scale
         self.grad_norms = back.flatten(1).norm(dim=1).tolist()
         self.step += 1
-        full = self.weight(float(added[0])) * back
+        self.halvings += [0] * (len(x) - len(self.halvings))
+        g = self.weight(float(added[0]))
+        return torch.stack([self._pulled(item, found[item], g * back[item]) for item in range(len(x))])
+
+    def _pulled(self, item: int, found: Tensor, full: Tensor) -> Tensor:
+        """One sample after its step, which is halved for good until it goes no longer too far."""
         while True:
-            pull_now: Tensor = full / 2**self.halvings
-            if float(pull_now.abs().max()) < LARGEST_RAD * m.data_scale:
-                pulled = found - pull_now
-                return pulled.clamp_(min=0) if self.positive else pulled
-            self.halvings += 1
-            if self.halvings > MOST_HALVINGS:
+            pull: Tensor = full / 2 ** self.halvings[item]
+            if float(pull.abs().max()) < LARGEST_RAD * self.measurement.data_scale:
+                pulled: Tensor = found - pull
+                if self.positive:
+                    pulled.clamp_(min=0)
+                if not self._worse(found[0], pulled[0]):
+                    return pulled
+            self.halvings[item] += 1
+            if self.halvings[item] > MOST_HALVINGS:
                 raise Diverged(
                     f"the guidance was halved {MOST_HALVINGS} times and still diverges; give a lower guidance_scale"
                 )
 
+    def _worse(self, before: Tensor, after: Tensor) -> bool:
+        """Whether a step has raised the misfit of the patterns that are watched."""
+        if self.watched is None:
+            return False
+        m = self.measurement
+        one, two = (m.loss(m.part(canvas) / m.data_scale, self.watched) for canvas in (before, after))
+        return not two <= one + TOO_FAR * abs(one)
+
     @property
     def note(self) -> str:
         """What a person should know."""
-        return f"guidance diverged and is {2**self.halvings} times lower now" if self.halvings else ""
+        most = max(self.halvings, default=0)
+        return f"guidance went too far and is {2**most} times lower now" if most else ""
 
 
 class Proximal:

@@ -30,6 +30,11 @@ from mepdiff_core.weights import Prior, load_prior
 
 ILLUMINATED = 0.02
 """Of the dose in the scan's middle: where less went, a voxel is the prior's invention."""
+PAPER_AREA_A2 = 212.0
+"""Illuminated in the paper: dose over that in the middle, summed. A loss is a mean over patterns, of which few see a voxel:
+where twice the area is illuminated its gradient there is half as large, and the guidance has to be twice as strong."""
+WATCHED = 16
+"""Patterns that tell whether a step of dps has gone too far."""
 VOXEL_TOLERANCE = 0.02
 """How far a scan's voxels may be from those that a prior was trained on, relative."""
 
@@ -58,21 +63,17 @@ def run_dps(
     check(start is None, "dps starts from noise and takes no start volume; leave it out, or take the method proximal")
     task = _Task.prepare(scan, config, device)
     task.steering = steering or task.steering
-
-    def weight(sigma: float) -> float:
-        log_snr = -2 * math.log(sigma)
-        now = task.steering.now(config)
-        return now.guidance_scale / math.sqrt(1 + math.exp(log_snr - now.guidance_log_snr))
-
     found = yield from task.refine(checkpoint)
     checkpoint = _of_sampler(checkpoint)
     done = 0 if checkpoint is None else _steps(checkpoint)
+    halvings = [] if checkpoint is None else [int(h) for h in checkpoint["halvings"]]
     if checkpoint is None and config.warm_passes:
         start = found
         for state in task.warm_up() if start is None else ():
             start = state.volume
             yield state
-    guide = DPS(task.denoise, task.measurement, task.batches, weight, config.positivity, done + 1)
+    watched = task.fit[np.linspace(0, len(task.fit) - 1, min(WATCHED, len(task.fit))).round().astype(int)]
+    guide = DPS(task.denoise, task.measurement, task.batches, task.weight, config.positivity, done + 1, halvings, watched)
     yield from task.follow(guide, start, checkpoint)
 
 
@@ -172,6 +173,7 @@ class _Task:
     fit: Indices
     held: Indices
     illuminated: npt.NDArray[np.bool_]
+    illuminated_A2: float
     network_s: float = 0.0
     before_s: float = 0.0
     before_calls: int = 0
@@ -194,7 +196,8 @@ class _Task:
         tiles = Tiles.lay(model.volume_shape, prior.config.shape, dose > ILLUMINATED)
         fit, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
         whole = Tiled(denoiser(prior.network), tiles, config.tile_batch)
-        return cls(scan, config, prior, model, measurement, tiles, whole, fit, held, dose > ILLUMINATED)
+        area = float(dose.sum()) * scan.pixel_size_A**2
+        return cls(scan, config, prior, model, measurement, tiles, whole, fit, held, dose > ILLUMINATED, area)
 
     def refine(
         self, checkpoint: Checkpoint | None, start: npt.NDArray[np.floating] | None = None
@@ -229,6 +232,14 @@ class _Task:
         seen = self.tiled(x, added)
         self.network_s += time.perf_counter() - began
         return seen
+
+    def weight(self, sigma: float) -> float:
+        """g of dps: the paper's, for the area that is illuminated."""
+        now = self.steering.now(self.config)
+        assert isinstance(now, DPSConfig)
+        log_snr = -2 * math.log(sigma)
+        scale = now.guidance_scale * self.illuminated_A2 / PAPER_AREA_A2
+        return scale / math.sqrt(1 + math.exp(log_snr - now.guidance_log_snr))
 
     @property
     def note(self) -> str:
@@ -299,6 +310,8 @@ class _Task:
             if isinstance(guide, Proximal) and guide.moments is not None:
                 first, second, updates = guide.moments
                 arrays |= {"exp_avg": first.cpu().numpy(), "exp_avg_sq": second.cpu().numpy(), "updates": np.array(updates)}
+            elif isinstance(guide, DPS):
+                arrays["halvings"] = np.array(guide.halvings)
             spent += time.perf_counter() - began
             seen = self.measurement.part(noisy[best, 0]) / scale
             yield SampleState(

@@ -361,7 +361,8 @@ class DPSConfig(SamplerConfig):
     """The paper's sampler (MEP-Diffusion, table 4).
 
     Attributes:
-        guidance_scale: g(λ) is this times sigmoid(guidance_log_snr - λ)^½.
+        guidance_scale: g(λ) is this times sigmoid(guidance_log_snr - λ)^½, for an illuminated area of 212 Å², the
+            paper's; for another in proportion to it.
         guidance_log_snr: where the guidance fades.
     """
 
