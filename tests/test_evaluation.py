@@ -57,7 +57,7 @@ def test_every_dose_and_thickness_is_a_row(structures: Path, tmp_path: Path, cap
     assert thick.electrons_per_pattern == 1.0
     assert {s.info["simulation"]["origin_A"][0] for s in scans.values()} == {thin.info["simulation"]["origin_A"][0]}
     shown = capsys.readouterr().out
-    assert "3.2 Å, no noise: Mean SSIM of slices over 1 specimen" in shown
+    assert "3.2 Å, no noise: SSIM of slices of 1 specimen" in shown
     assert (out / "sweep.png").exists()
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Dose and thickness" in page

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from mepdiff_core.evaluation_report import sweep
-from mepdiff_core.evaluation_summary import best_of, classes, conditions, headline, interval, relative_gain, summarize
+from mepdiff_core.evaluation_summary import (
+    best_of,
+    classes,
+    conditions,
+    headline,
+    interval,
+    preferred,
+    relative_gain,
+    summarize,
+)
 
 
 def row(crystal: str, method: str, ssim: float | None, error: str = "", failure_class: str = "") -> dict[str, Any]:
@@ -87,7 +96,7 @@ def test_doses_and_thicknesses_are_told_apart() -> None:
     assert [s["ssim_2d"] for s in means] == pytest.approx([0.5, 0.6, 0.3, 0.4, 0.9, 1.0])
     lines = headline(rows, ["adam", "dps"]).splitlines()
     assert len(lines) == 3
-    assert lines[1].startswith("12.8 Å, 1e+04 e/Å²: Mean SSIM of slices over 1 specimen")
+    assert lines[1].startswith("12.8 Å, 1e+04 e/Å²: SSIM of slices of 1 specimen")
     assert [c["specimens"] for c in classes(rows, ["adam"])] == [s["specimens"] for s in means[::2]]
     assert sweep(rows, ["dps"])["dps"] == [
         (6.4, None, 0.6, 0.6, 0.6),
@@ -110,3 +119,24 @@ def test_classes_are_counted() -> None:
         "blurred in depth": "2",
         "wrong structure": "0",
     }
+
+
+def test_of_one_specimen_there_is_no_interval() -> None:
+    rows = [row("a", "adam-best", 0.5), row("a", "crystal", 1.0)]
+    assert headline(rows, ["adam-best", "crystal"]) == (
+        "SSIM of slices of 1 specimen: adam-best 0.500, crystal 1.000. crystal has 2.00 times the SSIM of the best baseline,"
+        " adam-best: +100.0 %; the difference is +0.500."
+    )
+
+
+def test_answers_that_are_alike_are_preferred_alike() -> None:
+    def judged(**deviances: float) -> str:
+        return preferred([{"method": method.replace("_", "-"), "deviance_heldout": d} for method, d in deviances.items()])
+
+    both = "The patterns held out prefer mepdiff and crystal: deviance 0.4332 a pixel against 0.4644 of adam-best."
+    assert judged(adam_best=0.4644, mepdiff=0.43321, crystal=0.43322) == both
+    assert judged(mepdiff=0.4332, crystal=0.4332) == (
+        "The patterns held out like mepdiff and crystal equally: deviance 0.4332 a pixel."
+    )
+    assert judged(mepdiff=0.4, crystal=0.5).endswith("do not believe its atoms.")
+    assert judged(mepdiff=0.4) == ""

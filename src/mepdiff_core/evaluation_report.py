@@ -27,7 +27,7 @@ from mepdiff_core.evaluation_summary import (
 from mepdiff_core.evaluation_task import Case
 from mepdiff_core.metrics import FailureClass
 from mepdiff_core.page import figure_block, metrics_table, save_figure, write_page
-from mepdiff_core.report import judging_model
+from mepdiff_core.report import judging_model, provenance
 from mepdiff_core.scan import Scan, load_scan
 from mepdiff_core.volume_files import read_volume
 
@@ -72,9 +72,10 @@ def write_evaluation(
         found = [m for m in methods if any(row["method"] == m for row in done[case.name])]
         if found:
             sections.append((_title(case, several), _case(out, case, found, preferred(done[case.name]))))
-    lead = (
-        f"{len(cases)} specimens, {len(methods)} methods; simulated with abTEM at 0.1 Å, modelled at the detector's pixel."
-    )
+    lead = f"{_count(len(cases), 'specimen')}, {_count(len(methods), 'method')}."
+    made = next((case for case in cases if done[case.name]), None)
+    if made is not None:
+        lead += provenance(load_scan(out / "scans" / f"{made.name}.h5"), rows)
     write_page(out / "report.html", "Methods × crystals", lead, sections, request)
 
 
@@ -95,6 +96,10 @@ def sweep(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> figures.
 
 def _is(row: Mapping[str, Any], case: Case) -> bool:
     return all(row[name] == value for name, value in case.key.items())
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _named(row: Mapping[str, Any], several: bool) -> dict[str, Any]:

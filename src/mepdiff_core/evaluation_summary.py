@@ -17,6 +17,8 @@ METRICS = (
     *("r_factor", "r_heldout", "deviance", "deviance_heldout", "deviance_own_heldout"),
 )
 BASELINES = ("adam", "lbfgs", "adam-best")
+EQUAL = 5e-5
+"""Deviances a pixel that differ by less are written alike: of the same answer by two methods, for instance."""
 
 Row = Mapping[str, Any]
 Condition = tuple[float | None, float | None]
@@ -128,20 +130,23 @@ def headline(rows: Sequence[Row], methods: Sequence[str]) -> str:
     words = []
     for method, values in scores.items():
         low, high = interval(values)
-        words.append(f"{method} {np.mean(values):.3f} ({low:.3f} to {high:.3f})")
+        words.append(f"{method} {np.mean(values):.3f}" + (f" ({low:.3f} to {high:.3f})" if count > 1 else ""))
     over = "1 specimen" if count == 1 else f"{count} specimens"
     if count < asked:
         over = f"the {count} of {asked} specimens that all methods finished"
     text = f"Mean SSIM of slices over {over}, with bootstrap intervals of 95 %: {', '.join(words)}."
+    if count == 1:
+        text = f"SSIM of slices of {over}: {', '.join(words)}."
     base, best = best_of(rows, methods)
     if base is not None and best is not None:
         gain, low, high = relative_gain(scores[best], scores[base])
         differences = np.array(scores[best]) - np.array(scores[base])
         least, most = interval(differences.tolist())
+        of_gain = f" ({100 * low:+.1f} to {100 * high:+.1f} %)" if count > 1 else ""
+        of_difference = f" ({least:+.3f} to {most:+.3f})" if count > 1 else ""
         text += (
-            f" {best} has {1 + gain:.2f} times the SSIM of the best baseline, {base}: {100 * gain:+.1f} %"
-            f" ({100 * low:+.1f} to {100 * high:+.1f} %); the difference is {differences.mean():+.3f}"
-            f" ({least:+.3f} to {most:+.3f})."
+            f" {best} has {1 + gain:.2f} times the SSIM of the best baseline, {base}: {100 * gain:+.1f} %{of_gain};"
+            f" the difference is {differences.mean():+.3f}{of_difference}."
         )
     return text
 
@@ -168,8 +173,15 @@ def preferred(rows: Sequence[Row]) -> str:
     }
     if len(deviances) < 2:
         return ""
-    (best, least), (second, next_) = sorted(deviances.items(), key=lambda item: item[1])[:2]
-    words = f"The patterns held out prefer {best}: deviance {least:.4f} a pixel against {next_:.4f} of {second}."
-    if best != "crystal" and "crystal" in deviances:
+    ranking = sorted(deviances.items(), key=lambda item: item[1])
+    least = ranking[0][1]
+    best = [method for method, value in ranking if value - least < EQUAL]
+    words = f"The patterns held out prefer {' and '.join(best)}: deviance {least:.4f} a pixel"
+    if len(best) < len(ranking):
+        second, next_ = ranking[len(best)]
+        words += f" against {next_:.4f} of {second}."
+    else:
+        words = f"The patterns held out like {' and '.join(best)} equally: deviance {least:.4f} a pixel."
+    if "crystal" not in best and "crystal" in deviances:
         words += f" The crystal solver's, {deviances['crystal']:.4f}, is above a baseline's: do not believe its atoms."
     return words

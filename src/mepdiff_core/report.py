@@ -150,7 +150,7 @@ def write_report(
     caption = "Loss of the fitted patterns and, where some were held out, of those."
     sections.append(("Convergence", figure_block(png, caption)))
     lead = f"{scan.info.get('formula', 'a scan')}, {scan.shape[0]} × {scan.shape[1]} patterns of {scan.n_pixels} px."
-    write_page(folder / "report.html", title, lead + _simulated(scan, [metrics]), sections, record)
+    write_page(folder / "report.html", title, lead + provenance(scan, [metrics]), sections, record)
 
 
 def write_comparison(
@@ -181,11 +181,11 @@ def write_comparison(
     lead = f"{scan.info.get('formula', 'a scan')}, {scan.shape[0]} × {scan.shape[1]} patterns of {scan.n_pixels} px."
     title = f"{scan.info.get('crystal', 'A crystal')} by {' and by '.join(volumes)}"
     record = {"methods": {method: dict(values) for method, values in metrics.items()}, "scan": dict(scan.info)}
-    write_page(folder / "report.html", title, lead + _simulated(scan, list(metrics.values())), sections, record)
+    write_page(folder / "report.html", title, lead + provenance(scan, list(metrics.values())), sections, record)
     return folder / "report.html"
 
 
-def _simulated(scan: Scan, metrics: Sequence[Mapping[str, Any]]) -> str:
+def provenance(scan: Scan, metrics: Sequence[Mapping[str, Any]]) -> str:
     """What a reader must know of a simulated scan: whether the models that fit and judge it are the one that made it."""
     made = scan.info.get("simulation")
     if not made:
@@ -193,7 +193,7 @@ def _simulated(scan: Scan, metrics: Sequence[Mapping[str, Any]]) -> str:
     text = f" Simulated with abTEM's potentials at {made['sampling_A']:g} Å, modelled at {scan.pixel_size_A:.3g} Å"
     if made["window"] > 1 and made["sampling_A"] < 0.75 * scan.pixel_size_A:
         text = f"{text} in a window {made['window']} times narrower: no inverse crime."
-        if any(values.get("deviance_own_heldout") is not None for values in metrics):  # the crystal solver's
+        if any(values.get("deviance_own_heldout") not in (None, "") for values in metrics):  # the crystal solver's
             text += " The crystal solver's own model is nearer to the simulation's: for it, an inverse crime in part."
         return text
     return f"{text}: the same sampling or window on both sides, an inverse crime in part."
