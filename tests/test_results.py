@@ -20,6 +20,7 @@ from qtpy.QtWidgets import QPushButton
 from mepdiff_core.run_summary import read_summary
 from mepdiff_core.runs import Run
 from mepdiff_core.scan import Scan
+from mepdiff_core.sections import PlacedVolume
 from mepdiff_core.volume_files import write_volume
 from napari_mepdiff import _preferences
 from napari_mepdiff._all_steps import open_all_steps
@@ -27,6 +28,7 @@ from napari_mepdiff._preferences import preferences
 from napari_mepdiff._profiles import LINE_LAYER, TRUTH
 from napari_mepdiff._results import SHOWN, Results
 from napari_mepdiff._script_window import ScriptWindow
+from napari_mepdiff._side_by_side import RunLayers
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,28 @@ def test_side_by_side_and_back(window: Window, runs: Path, small_file: Path, sma
     window.viewer.canvas.grid.enabled = False  # napari's own button
     assert not window.results.entries["Side by side"].isChecked()
     assert [window.layer(f"small: {name}").visible for name in ("few", "more")] == [True, False]
+
+
+def test_side_by_side_while_somebody_else_has_them_so(window: Window, runs: Path, small_file: Path) -> None:
+    """Reconstruct has the same truth in its own views, and takes it away when these end."""
+    window.viewer.open(str(small_file), plugin="napari-mepdiff")
+    window.results.open(runs)
+    window.choose(runs / "few", runs / "more")
+    window.do("Side by side")
+    truth, few, more = (layer for layer in window.viewer.layers if layer.visible)
+    window.press(window.results.entries["Side by side"])
+    others = RunLayers(window.viewer)
+    truth = others.truth(truth.name, PlacedVolume(truth.data, tuple(truth.scale), tuple(truth.translate)))
+    others.show_side_by_side([truth, few])
+    window.do("Side by side")
+    assert not others.side_by_side
+    assert [layer.name for layer in window.viewer.layers if layer.visible] == ["small: truth", "small: few", "small: more"]
+    others.show_side_by_side([truth, more])
+    assert not window.results.entries["Side by side"].isChecked()
+    assert [layer for layer in window.viewer.layers if layer.visible] == [truth, more]
+    others.show_together()
+    assert window.layer("small: truth") is None
+    assert len([layer for layer in window.viewer.layers if layer.name in (few.name, more.name) and layer.visible]) == 1
 
 
 def test_the_difference_of_two_and_to_the_truth(window: Window, runs: Path, small_scan: Scan) -> None:

@@ -64,7 +64,12 @@ class RunLayers(QObject):
     def show_side_by_side(self, layers: Sequence[Any]) -> None:
         """A view for each of these, in this order, with one contrast; all other layers are hidden meanwhile."""
         grid = self._viewer.canvas.grid
-        grid.enabled = False  # whoever has layers side by side puts them back
+        grid.enabled = (
+            False  # whoever has layers side by side puts them back, and takes a truth away that is wanted here too
+        )
+        for layer in layers:
+            if layer not in self._viewer.layers:
+                self._viewer.add_layer(layer)
         self._before = [(layer, bool(layer.visible)) for layer in self._viewer.layers]
         for layer, _ in self._before:
             layer.visible = layer in layers
@@ -118,7 +123,8 @@ class RunLayers(QObject):
         for layer in truths:  # one lies beside already
             self._viewer.layers.remove(layer)
         runs = [layer for layer in there if layer not in truths]
-        if runs and not any(layer.visible for layer in runs):
+        all_runs = [layer for layer in self._viewer.layers if "run" in (layer.metadata.get(KEY) or {})]
+        if runs and not any(layer.visible for layer in all_runs):
             runs[0].visible = True
         self.ended.emit()
         frame(self._viewer)
