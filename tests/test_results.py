@@ -235,7 +235,9 @@ def test_a_line_cuts_every_volume(window: Window, runs: Path) -> None:
     shown = [pane for pane in profiles.panes if not pane.isHidden()]
     assert [pane.title.text() for pane in shown] == [*profiles._volumes]
     assert shown[-1].image.image.shape == (8 * 4, cut.shape[1])  # 1.6 Å and 0.2 Å: square in Å
-    assert "10.0 Å" in profiles.place.text()
+    assert profiles.place.text() == "Mean along a line of 10.0 Å, and the sections under it."
+    window.layer(LINE_LAYER).add_lines(np.array([(90.0, 90.0), (96.0, 98.0)]))
+    assert profiles.place.text() == "A line of 10.0 Å: none of the chosen volumes is under it."
 
 
 def test_pictures_and_the_report_are_written(window: Window, runs: Path, tmp_path: Path) -> None:

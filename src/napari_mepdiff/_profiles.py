@@ -139,7 +139,9 @@ class Profiles(QWidget):
             self.place.setText("Choose runs in the table.")
             return {}
         length = max(distance[-1] for distance, _ in sections.values())
-        self.place.setText(f"Mean along a line of {length:.1f} Å, and the sections under it.")
+        under = any(np.isfinite(cut).any() for _, cut in sections.values())
+        found = ", and the sections under it" if under else ": none of the chosen volumes is under it"
+        self.place.setText(f"{'Mean along a' if under else 'A'} line of {length:.1f} Å{found}.")
         shown = next((v for n, v in sections.items() if n == TRUTH), next(iter(sections.values())))[1]
         levels = 0.0, float(np.nanmax(shown)) if np.isfinite(shown).any() else 1.0
         for pane, (name, (distance, cut)) in zip(self.panes, sections.items(), strict=False):
