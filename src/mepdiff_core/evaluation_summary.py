@@ -176,12 +176,11 @@ def preferred(rows: Sequence[Row]) -> str:
     ranking = sorted(deviances.items(), key=lambda item: item[1])
     least = ranking[0][1]
     best = [method for method, value in ranking if value - least < EQUAL]
-    words = f"The patterns held out prefer {' and '.join(best)}: deviance {least:.4f} a pixel"
-    if len(best) < len(ranking):
-        second, next_ = ranking[len(best)]
-        words += f" against {next_:.4f} of {second}."
-    else:
-        words = f"The patterns held out like {' and '.join(best)} equally: deviance {least:.4f} a pixel."
+    names = " and ".join(best)
+    if len(best) == len(ranking):
+        return f"The patterns held out like {names} equally: deviance {least:.4f} a pixel."
+    second, next_ = ranking[len(best)]
+    words = f"The patterns held out prefer {names}: deviance {least:.4f} a pixel against {next_:.4f} of {second}."
     if "crystal" not in best and "crystal" in deviances:
         words += f" The crystal solver's, {deviances['crystal']:.4f}, is above a baseline's: do not believe its atoms."
     return words

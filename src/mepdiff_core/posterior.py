@@ -66,7 +66,7 @@ def run_dps(
     found = yield from task.refine(checkpoint)
     checkpoint = _of_sampler(checkpoint)
     done = 0 if checkpoint is None else _steps(checkpoint)
-    halvings = [] if checkpoint is None else [int(h) for h in checkpoint["halvings"]]
+    halvings = [int(h) for h in checkpoint["halvings"]] if checkpoint is not None and "halvings" in checkpoint else []
     if checkpoint is None and config.warm_passes:
         start = found
         for state in task.warm_up() if start is None else ():

@@ -64,10 +64,8 @@ class RunLayers(QObject):
     def show_side_by_side(self, layers: Sequence[Any]) -> None:
         """A view for each of these, in this order, with one contrast; all other layers are hidden meanwhile."""
         grid = self._viewer.canvas.grid
-        grid.enabled = (
-            False  # whoever has layers side by side puts them back, and takes a truth away that is wanted here too
-        )
-        for layer in layers:
+        grid.enabled = False  # whoever has layers side by side puts them back
+        for layer in layers:  # and may have taken away a truth that is wanted here too
             if layer not in self._viewer.layers:
                 self._viewer.add_layer(layer)
         self._before = [(layer, bool(layer.visible)) for layer in self._viewer.layers]
