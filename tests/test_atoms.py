@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mepdiff_core.atoms import run_crystal
-from mepdiff_core.column_search import what_is_known
+from mepdiff_core.column_search import ColumnSearch, what_is_known
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.depth import Arrangement, make_slots, periods_like, shortest_repeat
 from mepdiff_core.errors import InputError
@@ -80,6 +80,25 @@ def test_states_tell_how_it_forms(scan: Scan, states: list[CrystalState]) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling_A", [0.1, 0.05])
+def test_the_patterns_say_how_atoms_were_drawn(scan: Scan, sampling_A: float) -> None:
+    """abTEM at 0.1 Å spreads atoms over pixels as wide as the model's; at 0.05 Å it puts them nearly where they are."""
+    if sampling_A < 0.1:
+        finer = SimulationConfig(scan_shape=(14, 14), origin_A=ORIGIN, seed=3, sampling_A=sampling_A)
+        scan = simulate_scan(PEROVSKITE, finer)
+    columns = ColumnSearch(scan, CrystalConfig(), "cpu").columns()
+    notes = []
+    while True:
+        try:
+            notes.append(next(columns).note)
+        except StopIteration as end:
+            model = end.value
+            break
+    assert model.waves.imaging.exact == (sampling_A < 0.1)
+    assert notes[-1].startswith("atoms are drawn where they are") == (sampling_A < 0.1)
+
+
 def test_noise_without_a_crystal_is_refused_in_words(scan: Scan) -> None:
     shuffled = np.random.default_rng(0).permutation(scan.counts.reshape(-1, *scan.counts.shape[2:]))
     last = list(run_crystal(replace(scan, counts=shuffled.reshape(scan.counts.shape), truth=None), CrystalConfig(rounds=1)))[

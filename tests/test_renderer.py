@@ -39,6 +39,27 @@ def test_a_volt_is_abtems_volt() -> None:
     assert pytest.approx(1 / kappa, rel=1e-6) == PROJECTED_V_A2
 
 
+def test_an_exact_drawing_has_every_atom_where_it_is() -> None:
+    """Against the sum of f(k) exp(-2 pi i k r) over the atoms, wave by wave; abTEM spreads them."""
+    rng = np.random.default_rng(3)
+    numbers, shape, pixel = np.array([8, 22, 57, 5]), (48, 60), 0.1
+    positions = np.column_stack([np.full(4, 0.5), rng.uniform(0, 4.8, 4), rng.uniform(0, 6.0, 4)])
+    ky, kx = np.fft.fftfreq(shape[0], pixel)[:, None], np.fft.rfftfreq(shape[1], pixel)[None]
+    low = np.hypot(ky, kx) < 2 / 3 / (2 * pixel)
+    waves = [
+        scattering_factor(int(z), ky**2 + kx**2) * np.exp(-2j * np.pi * (ky * y + kx * x))
+        for z, (_, y, x) in zip(numbers, positions, strict=True)
+    ]
+    truth = interaction_constant(300e3) * PROJECTED_V_A2 * np.sum(waves, axis=0) / pixel**2
+    errors = []
+    for exact in (False, True):
+        renderer = Renderer(shape, pixel, 1, 1.0, exact=exact)
+        drawn = np.fft.rfft2(renderer.render([Atoms(positions, numbers, (1.0, 4.8, 6.0))])[0, 0].numpy())
+        errors.append(float((np.abs(drawn - truth) / np.abs(truth).max())[low].max()))
+    assert errors[1] < 2e-5
+    assert errors[0] > 10 * errors[1]
+
+
 @pytest.mark.parametrize("axis", ["a", "b", "c"])
 def test_it_renders_what_abtem_renders(axis: str) -> None:
     box = cut_box(TRICLINIC, axis, (12.8, 20.8, 16.8), (0.3, 1.7, 2.9))  # type: ignore[arg-type]

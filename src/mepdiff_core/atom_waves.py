@@ -94,10 +94,12 @@ class Imaging:
     Attributes:
         overfocus_A: beyond that of the scan's probe, Å.
         thermal_A: root of the atoms' mean square displacement along one axis, Å.
+        exact: whether atoms are drawn where they are; else spread over the four nearest pixels, as abTEM draws them.
     """
 
     overfocus_A: float = 0.0
     thermal_A: float = 0.0
+    exact: bool = False
 
 
 class AtomWaves:
@@ -151,7 +153,15 @@ class AtomWaves:
         self.device = torch.device(device)
         self._limit = torch.as_tensor(self._bandwidth(self.waves_grid), dtype=torch.float32, device=self.device)
         self.renderer, self._flat = (
-            Renderer((self.drawn, self.drawn), self.drawn_pixel_A, *depth, scan.optics.energy_eV, device, imaging.thermal_A)
+            Renderer(
+                (self.drawn, self.drawn),
+                self.drawn_pixel_A,
+                *depth,
+                scan.optics.energy_eV,
+                device,
+                imaging.thermal_A,
+                imaging.exact,
+            )
             for depth in ((slices, slice_thickness_A), (1, 1.0))
         )
         self.positions_A = np.asarray(scan.positions_A, np.float64)

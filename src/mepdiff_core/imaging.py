@@ -6,7 +6,7 @@ Each is one number, on which the misfit depends smoothly: three values of it giv
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -48,17 +48,17 @@ def refine_imaging(waves: AtomWaves, draw: Draw, indices: Indices, thermal: bool
 
     best = waves.imaging
     best_overfocus, spread = _lowest(
-        lambda value: misfit(Imaging(value, best.thermal_A)), best.overfocus_A, OVERFOCUS_STEP_A, -np.inf
+        lambda value: misfit(replace(best, overfocus_A=value)), best.overfocus_A, OVERFOCUS_STEP_A, -np.inf
     )
-    best = Imaging(best_overfocus, best.thermal_A)
+    best = replace(best, overfocus_A=best_overfocus)
     if thermal:
         variance, _ = _lowest(
-            lambda value: misfit(Imaging(best.overfocus_A, float(np.sqrt(value)))),
+            lambda value: misfit(replace(best, thermal_A=float(np.sqrt(value)))),
             best.thermal_A**2,
             VARIANCE_STEP_A2,
             0.0,
         )
-        best = Imaging(best.overfocus_A, float(np.sqrt(variance)))
+        best = replace(best, thermal_A=float(np.sqrt(variance)))
     return RefinedImaging(waves.changed(imaging=best), spread)
 
 
