@@ -49,10 +49,11 @@ def slice_frames(
 
 def slice_frame(kept: Kept, limits: tuple[float, float], slice_thickness_A: float, most: int = 8) -> Frame:
     """One frame; ``limits`` are the phases, rad, of the colour scale's ends."""
-    from matplotlib import colormaps
+    from matplotlib import colormaps, font_manager
     from PIL import Image, ImageDraw, ImageFont
 
-    colors, font = colormaps["inferno"], ImageFont.load_default(13)
+    # Pillow's own font has neither Å nor σ
+    colors, font = colormaps["inferno"], ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 12)
     blocks = [("", kept.volume, limits, evenly_spaced(len(kept.volume), most))]
     if kept.noisy is not None:
         low, high = (float(v) for v in np.percentile(kept.noisy, (0.5, 99.5)))
@@ -67,7 +68,7 @@ def slice_frame(kept: Kept, limits: tuple[float, float], slice_thickness_A: floa
     size = (columns * (width + GAP) + GAP, HEAD + lines * (height + GAP))
     picture = Image.new("RGB", size, (PAPER,) * 3)
     draw = ImageDraw.Draw(picture)
-    words = f"step {kept.step}" + ("" if kept.sigma is None else f"    noise sigma {kept.sigma:.3g}")
+    words = f"step {kept.step}" + ("" if kept.sigma is None else f"    noise σ {kept.sigma:.3g}")
     draw.text((GAP, 5), words, fill=INK, font=font)
     first = 0
     for name, volume, (low, high), shown in blocks:
@@ -77,7 +78,7 @@ def slice_frame(kept: Kept, limits: tuple[float, float], slice_thickness_A: floa
             tile = Image.fromarray((255 * painted).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
             corner = GAP + column * (width + GAP), HEAD + (first + row) * (height + GAP)
             picture.paste(tile, corner)
-            label = f"{name} z = {(z + 0.5) * slice_thickness_A:.1f} A".strip()
+            label = f"{name} z = {(z + 0.5) * slice_thickness_A:.1f} Å".strip()
             # the rim lets it be read on noise
             place_of_label = corner[0] + 4, corner[1] + 3
             draw.text(place_of_label, label, fill=INK, font=font, stroke_width=2, stroke_fill=(PAPER,) * 3)
