@@ -424,6 +424,11 @@ def test_the_picture_shows_every_atom_from_three_sides(perovskite: Crystal) -> N
     assert all(axis.get_ylim()[0] > axis.get_ylim()[1] for axis in figure.axes)  # downwards
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["O", "Ti", "Sr"]
     assert {text.get_text() for text in above.texts} == {"Sr?", "Ti", "O"}
+    chromium = tuple(
+        ((24, 1.0),) if number == 22 else of_it for number, of_it in zip(cell.numbers, cell.candidates, strict=True)
+    )
+    above, *_ = cell_figure(replace(cell, candidates=chromium)).axes
+    assert {text.get_text() for text in above.texts} == {"Sr?", "Ti?", "O"}  # the one given, not the likeliest
 
 
 def test_the_picture_of_a_skew_cell_stays_in_the_specimen() -> None:

@@ -94,7 +94,7 @@ def cell_figure(cell: UnitCell) -> Figure:
                 capthick=0.8,
                 zorder=z + 1,
             )
-            unsure = "?" if cell.candidates[atom][0][1] < SURE else ""
+            unsure = "?" if dict(cell.candidates[atom]).get(int(number), 0.0) < SURE else ""
             symbol = chemical_symbols[number] if radii[atom] * scale * POINTS >= ROOM else ""
             beside_the_cross = (2.5, 2.5)
             axis.annotate(

@@ -116,7 +116,8 @@ def _atoms_table(cell: UnitCell) -> str:
     numbers = ("x", "y", "z", "± x (Å)", "± y (Å)", "± depth (Å)")
     caption = (
         "Fractional coordinates along a, b and c, with the standard uncertainty of their last digits in brackets; ± along"
-        " the scan's axes."
+        " the scan's axes. Probabilities: of each species at its site by the search's quadratic model, all other atoms as"
+        " they are; where they favour another than the one given, the full model of the patterns did not."
     )
     return _table(texts, numbers, rows, caption)
 

@@ -25,9 +25,10 @@ class UnitCell:
         periodic_along_beam: False: t3 is as long as the specimen is thick, and there is one period of it.
         thickness_A: of the specimen, Å.
         positions_A: (n, 3) float64 as (z, y, x) in Å, in the frame of the scan's positions, z from the entrance face.
-        numbers: (n,) int64, the most probable species.
+        numbers: (n,) int64, the species: what the full model of the patterns prefers.
         spread_A: (n, 3) standard deviation of each position as (z, y, x) in Å; NaN where unknown.
-        candidates: of each atom, (atomic number, probability), most probable first.
+        candidates: of each atom, (atomic number, probability), most probable first, by the search's quadratic model with all
+            other atoms as they are; it may favour another species than ``numbers``.
 
     Raises:
         InputError: t3 is not along the beam, or a cell that does not repeat along it has another thickness or a shift.
