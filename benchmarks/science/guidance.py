@@ -1,6 +1,6 @@
 """What should guide a sampler: the likelihood, its weight, positivity, a warm start; one change at a time.
 
-python benchmarks/science/guidance.py SCAN.h5 [SCAN.h5 ...] --out guidance.csv [--only NAME,NAME] [--threads 1]
+python benchmarks/science/guidance.py SCAN.h5 [SCAN.h5 ...] --out guidance.csv [--only "NAME;NAME"] [--threads 1]
 
 Scans with their truth, as 'mepdiff simulate' or 'mepdiff evaluate' makes them. A row for each scan and choice, as it comes;
 a second call goes on. Seconds are those of the processor, parted into network and patterns by the share of the clock.
