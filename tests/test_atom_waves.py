@@ -52,7 +52,7 @@ def atoms_around(waves: AtomWaves, crystal: Crystal, config: SimulationConfig) -
 
 
 def make_waves(scan: Scan, background_electrons: float = 1e-6) -> AtomWaves:
-    return AtomWaves(scan, CONFIG.slices, CONFIG.slice_thickness_A, background_electrons)
+    return AtomWaves(scan, CONFIG.slices, CONFIG.slice_thickness_A, background_electrons / scan.electrons_per_pattern)
 
 
 @pytest.fixture(scope="module")

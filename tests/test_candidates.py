@@ -115,10 +115,10 @@ def test_the_patterns_held_out_decide(
     if good:
         assert isinstance(states[-1], CrystalState)
         assert states[-1].cell is solved.cell
-        assert "prefer the crystal to the prior's volume" in states[-1].verdict
+        assert "prefer the crystal solver's volume to the prior's: deviance" in states[-1].verdict
     else:
         assert isinstance(states[-1], SampleState)
-        assert "prefer the prior's volume to the crystal" in states[-1].verdict
+        assert "prefer the prior's volume to the crystal solver's: deviance" in states[-1].verdict
     expected = solved.volume if good else sampled[3].volume
     np.testing.assert_array_equal(states[-1].volume, expected)
 

@@ -182,3 +182,28 @@ def test_atoms_are_too_near_by_their_distance_in_space() -> None:
     assert shifted[1, 4, 0, 0]
     for near in (level, shifted):
         assert not near[0, 2, 0, 2]
+
+
+@pytest.mark.parametrize("which", ["flat", "shifted"])
+def test_a_score_is_the_gradient_of_an_expansion(which: str, request: pytest.FixtureRequest) -> None:
+    model, arrangement = request.getfixturevalue(which)
+    phase, some = model.phase(arrangement), np.array([0, 4, 5])
+    _, gradient, _ = model.waves.quadratic(phase, model.sources, some, far=range(len(model.sources)))
+    assert distance(model.score(phase, some), gradient) < 1e-3
+
+
+def test_the_surplus_of_noise_is_none_and_of_an_error_is_its_misfit(flat: tuple[CrystalModel, Arrangement]) -> None:
+    """Drawn scores of a known covariance: no surplus on average, its deviation as stated; with a mean, that of its norm."""
+    model, _ = flat
+    rng, groups, runs = np.random.default_rng(0), 20, 300
+    count = model.even_matter.size
+    root = rng.normal(size=(count, count)) * 30
+    fisher = root @ root.T
+    wrong = 1.2 * fisher  # an estimate
+    error = np.linalg.solve(root.T, rng.normal(size=count)) * 3
+    noise = rng.normal(size=(runs, groups, count)) @ root.T / np.sqrt(groups)
+    found = np.array([model.surplus_of(scores, wrong) for scores in noise])
+    assert abs(found[:, 0].mean()) < 3 * found[:, 0].std() / np.sqrt(runs)
+    assert found[:, 0].std() == pytest.approx(found[0, 1] / 1.2, rel=0.15)
+    shifted = np.array([model.surplus_of(scores + fisher @ error / groups, fisher) for scores in noise])
+    assert shifted[:, 0].mean() == pytest.approx(error @ fisher @ error / 2, rel=0.1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mepdiff_core.atom_waves import Imaging
-from mepdiff_core.crystal_verdict import Evidence, Fit, limits
+from mepdiff_core.crystal_verdict import WITHOUT_CELL, Evidence, Fit, limits
 from mepdiff_core.defects import Defect
 
 GOOD = Evidence(Fit(1.0, 8.0, -0.2, -0.6, True), True, None, 0.02, Imaging(), 0.3, 12.8, 12.8, (), None)
@@ -48,4 +48,29 @@ def test_each_doubt_is_said(evidence: Evidence, words: str) -> None:
 
 
 def test_a_wrong_structure_is_not_doubted_twice() -> None:
-    assert len(limits(fitting(300.0, 70.0))) == 1
+    words = limits(fitting(300.0, 70.0))
+    assert len(words) == 2
+    assert words[0].endswith("the structure is wrong")
+    assert words[1] == WITHOUT_CELL
+
+
+def test_the_models_own_error_grows_with_the_electrons() -> None:
+    """0.5 nats a pattern are the model's at the paper's dose, and an error of the structure at a tenth of it."""
+    bright = Fit(1.0, 8.0, 0.5, 12.0, True)
+    dim = replace(bright, brightness=0.1)
+    assert not bright.doubtful
+    assert dim.doubtful
+    assert not replace(dim, deviations=3.0).doubtful
+    assert any("0.5 nats a pattern more" in words for words in limits(replace(GOOD, fit=dim)))
+
+
+def test_few_electrons_leave_depth_unseen() -> None:
+    """Noise of 0.01 nats a pattern hides errors of 0.04: little of 4 nats, a fifth of 0.2, and all where depth gains nothing."""
+    fit = Fit(1.0, 8.0, 0.005, 0.5, True, 0.01, 4.0)
+    assert fit.unseen == pytest.approx(0.01)
+    assert len(limits(replace(GOOD, fit=fit))) == 1
+    dim = replace(fit, depth=0.2)
+    assert dim.unseen == pytest.approx(0.2)
+    words = "up to 20 % of what depth explains may be wrong unseen, for the patterns have few electrons"
+    assert limits(replace(GOOD, fit=dim))[1] == words
+    assert replace(fit, depth=-0.1).unseen == 1

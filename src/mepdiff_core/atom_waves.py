@@ -37,8 +37,9 @@ WINDOW, NARROWER = 2, 2
 """What one atom changes is carried in windows so many times narrower: it starts where the beam is, and goes not far."""
 DRAWN_A, MODEL_A = 0.1, 0.135
 """Largest pixels of the drawing and of the waves; coarser ones cost hundreds of nats on strong crystals."""
-BACKGROUND_ELECTRONS = 5e-4
-"""Electrons a pixel that no model explains: more would hide the few electrons at high angles, which tell much."""
+BACKGROUND = 5e-4 / 2**18
+"""Part of the beam in each pixel that no model explains: 5e-4 electrons of the 2^18 in one of the paper's patterns. More
+would hide the few electrons at high angles, which tell much."""
 BANDWIDTH = 2 / 3
 """Part of the drawing's frequencies that transmission function and propagator keep. Source: Kirkland (2010), section 6.8."""
 PATTERNS_AT_ONCE, SOURCES_AT_ONCE, PAIRS_AT_ONCE = 2, 4, 8
@@ -108,7 +109,7 @@ class AtomWaves:
     Args:
         scan: positions, optics, probe and counts.
         slices: number of slices; slice_thickness_A: their thickness, Å.
-        background_electrons: a pixel.
+        background: part of the beam in each pixel that no model explains.
         device: where to compute.
         imaging: what is known beyond the scan.
         measured: the scan's patterns, where another model has them already.
@@ -125,7 +126,7 @@ class AtomWaves:
         scan: Scan,
         slices: int,
         slice_thickness_A: float,
-        background_electrons: float = BACKGROUND_ELECTRONS,
+        background: float = BACKGROUND,
         device: torch.device | str = "cpu",
         imaging: Imaging = Imaging(),
         measured: MeasuredPatterns | None = None,
@@ -179,7 +180,7 @@ class AtomWaves:
         )
         self.waves.set_walk(walk(model.tilt_mrad, slice_thickness_A, self.model_pixel_A))
         self.electrons = scan.electrons_per_pattern
-        self.background = background_electrons / self.electrons
+        self.background = background
         self.measured = measured or MeasuredPatterns(scan, self.device)
         self._amplitude = math.sqrt(self.waves.gain) / self.grid
         self._wide, self._narrow = (
@@ -191,7 +192,7 @@ class AtomWaves:
         slices, imaging = slices or self.slices, imaging or self.imaging
         if (slices, imaging) == (self.slices, self.imaging):
             return self
-        background, thickness = self.background * self.electrons, self.slice_thickness_A
+        thickness, background = self.slice_thickness_A, self.background
         return AtomWaves(self.scan, slices, thickness, background, self.device, imaging, self.measured, self.model)
 
     def _bandwidth(self, grid: int) -> npt.NDArray[np.bool_]:
@@ -244,6 +245,15 @@ class AtomWaves:
         inside = slice(first, first + self.waves_grid)
         cut = torch.fft.ifftshift(spectrum[..., inside, inside], dim=(-2, -1)) * self._limit
         result: Tensor = torch.fft.ifft2(cut) * (self.waves_grid / self.drawn) ** 2
+        return result
+
+    def to_drawn(self, model: Tensor) -> Tensor:
+        """The adjoint of ``to_model`` for real images: from a derivative at the model's pixel to one at the drawing's."""
+        spectrum = torch.fft.fftshift(torch.fft.fft2(model) * self._limit, dim=(-2, -1))
+        wide = torch.zeros((*model.shape[:-2], self.drawn, self.drawn), dtype=spectrum.dtype, device=self.device)
+        first = self.drawn // 2 - self.waves_grid // 2
+        wide[..., first : first + self.waves_grid, first : first + self.waves_grid] = spectrum
+        result: Tensor = torch.fft.ifft2(torch.fft.ifftshift(wide, dim=(-2, -1))).real
         return result
 
     def predict(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> Tensor:

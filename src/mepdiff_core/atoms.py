@@ -17,7 +17,14 @@ from torch import Tensor
 
 from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.batches import Indices
-from mepdiff_core.column_search import COPIES_PATTERNS, DENSITY_PATTERNS, EVEN_PATTERNS, ColumnSearch
+from mepdiff_core.column_search import (
+    COPIES_PATTERNS,
+    DENSITY_PATTERNS,
+    EVEN_PATTERNS,
+    SCORED_GROUPS,
+    SCORED_PATTERNS,
+    ColumnSearch,
+)
 from mepdiff_core.columns import add_missing
 from mepdiff_core.config import check
 from mepdiff_core.crystal_model import CrystalModel
@@ -37,7 +44,7 @@ from mepdiff_core.unit_cell import UnitCell
 Array = npt.NDArray[np.float64]
 
 PATTERNS_A_STATE = 8
-POLISHING_PATTERNS, POLISHING_STEPS = 16, 3
+POLISHING_PATTERNS, POLISHING_STEPS, JUDGING_PATTERNS = 16, 3, 48
 SWEEPS_FIRST, SWEEPS, CHAINS = 8, 20, 3
 HOT_FIRST, HOT = 100.0, 200.0
 SHIFTED_CHAINS = 12
@@ -45,6 +52,9 @@ DEFECT_PATTERNS = 160
 MORE_ROUNDS, ATTEMPTS = 2, 2
 """At most, while free matter would still gain more than by chance: rounds beyond those asked for where cells shift; starts
 where they do not."""
+HOPELESS_ROUNDS, HOPELESS_NATS = 2, 120.0
+"""After so many rounds where cells shift, patterns missed by so many nats are no longer explained by more of them: right
+crystals are below 10 by then, titanate at 270."""
 PERIOD_STEP_A = 0.1
 PERIODS_KEPT, JUDGED = 10, 8
 SETTLING_PATTERNS, SCREENING_PATTERNS, SETTLING_KEPT, SCREENED_NATS = 96, 16, 2, 20.0
@@ -120,7 +130,7 @@ class _Solver(ColumnSearch):
         indices = self.batch(SETTLING_PATTERNS)
         made = min(attempts, key=lambda a: _energy(a.model, a.found.pool[0], indices)) if attempts[1:] else attempts[0]
         best = self._settle_elements(made.search, made.model, made.found.pool[0])
-        yield from self.emit("depth", f"elements compared on {SETTLING_PATTERNS} patterns", cell=made.model.cell(best))
+        yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
         repeat = shortest_repeat(best, self.slices, self.config.slice_thickness_A)
         yield from self._finish(made.model, repeat, made.found)
 
@@ -188,25 +198,27 @@ class _Solver(ColumnSearch):
             before, found = found, self._judged(model, [] if best is None else [best], tried, indices)
             best = self._of_fewer_elements(search, model, found.pool[0], indices)
             yield from self._show(model, best, f"round {turn}", before)
-            if turn == c.rounds + MORE_ROUNDS:
+            hopeless = turn >= HOPELESS_ROUNDS and model.excess(model.phase(best), indices)[0] > HOPELESS_NATS
+            if turn == c.rounds + MORE_ROUNDS or hopeless:
                 break
             if turn == 1:
                 model = self._imaged(model, best)
             for step in range(POLISHING_STEPS):
-                polished = polish(model.waves, model.cell(best), self.batch(POLISHING_PATTERNS), step + turn - 1)
+                indices = self.batch(POLISHING_PATTERNS)
+                polished = polish(model.waves, model.cell(best), indices, step + turn - 1)
                 model, best = model.settled(best, polished.cell)
-                self.loss = polished.after / POLISHING_PATTERNS
+                self.loss = polished.after / len(indices)
                 yield from self.emit("depth", f"round {turn}: places refined", cell=model.cell(best))
             model, phase, centre = self._with_missing(model, best)
         assert best is not None
         best = self._settle_elements(search, model, best)
-        yield from self.emit("depth", f"elements compared on {SETTLING_PATTERNS} patterns", cell=model.cell(best))
+        yield from self.emit("depth", "elements compared", cell=model.cell(best))
         yield from self._finish(model, Repeat(best, None), found)
 
     def _doubtful(self, model: CrystalModel, matter: Matter, indices: Indices) -> bool:
         """Whether free matter would gain more at the centre of an expansion than chance gives it."""
         surplus, deviations = model.surplus(matter)
-        return doubtful(surplus / len(indices), deviations)
+        return doubtful(surplus / len(indices), deviations, self.brightness)
 
     def _judged(
         self, model: CrystalModel, known: Sequence[Arrangement], tried: Sequence[Arrangement], indices: Indices
@@ -223,20 +235,24 @@ class _Solver(ColumnSearch):
         """The last state: the answer, its spread, and the limits."""
         best = repeat.arrangement
         model = self._imaged(model, best)
-        placed = polish(model.waves, model.cell(best), self.batch(POLISHING_PATTERNS), POLISHING_STEPS).cell
+        placed = self._placed_at_last(model, model.cell(best))
         phase, indices = draw_cell(model.waves, placed), self.batch(DENSITY_PATTERNS)
         matter = yield from self._expand(model, phase, model.matter(best), indices, "what the patterns leave open")
         here = DepthSearch(matter, model.columns, self.config.slice_thickness_A, self.known.elements, model.stacking)
         cell, samples = self._posterior(here, model, best, placed)
         held = self.held if len(self.held) else self.batch(EVEN_PATTERNS)
-        surplus, deviations = model.surplus(matter)
-        fit = Fit(*model.excess(phase, held), surplus / len(indices), deviations, len(self.held) > 0)
+        surplus, deviations = yield from self._surplus(model, phase, matter, len(indices), cell)
+        depth = float((model.misfit(model.even, held) - model.misfit(phase, held)).mean())
+        fit = Fit(*model.excess(phase, held), surplus, deviations, len(self.held) > 0, self.brightness, depth)
         if len(self.held):
             self.heldout = float(model.misfit(phase, self.held).mean())
         defects: list[Defect] = []
         if fit.nats < WRONG_NATS:
             defects = yield from self._defects(model, cell)
-        self.volume = self._draw_volume(cell, defects)
+            self.volume = self._draw_volume(cell, defects)
+        else:  # what would be drawn of it is not in the patterns
+            samples = None
+            yield from self.matter(cell=cell)
         rest = zip(found.pool[1:], found.exact[1:], strict=True)
         second = next((a for a, e in rest if e - found.exact[0] < EQUAL_NATS and not a.same_as(best)), None)
         alternative = None if second is None or not self._as_likely(model, second, best) else model.cell(second)
@@ -263,6 +279,29 @@ class _Solver(ColumnSearch):
             explained=explained(fit),
             verdict=". ".join(w[0].upper() + w[1:] for w in words) + ".",
         )
+
+    def _placed_at_last(self, model: CrystalModel, cell: UnitCell) -> UnitCell:
+        """The cell with its places polished once more, where other patterns agree; with their spread in any case.
+
+        Atoms near a slice's face pass it for a few nats on the patterns of the step, and cost the others hundreds.
+        """
+        polished = polish(model.waves, cell, self.batch(POLISHING_PATTERNS), POLISHING_STEPS).cell
+        judging = self.batch(JUDGING_PATTERNS)
+        before, after = (model.misfit(draw_cell(model.waves, c), judging).sum() for c in (cell, polished))
+        return polished if after < before else replace(cell, spread_A=polished.spread_A)
+
+    def _surplus(
+        self, model: CrystalModel, phase: Tensor, matter: Matter, patterns: int, cell: UnitCell
+    ) -> Generator[CrystalState, None, tuple[float, float]]:
+        """What free matter would gain, nats a pattern, and in deviations, by many patterns; ``matter`` of fewer ones."""
+        indices, count = self.batch(SCORED_PATTERNS), matter.centre.size
+        scores = []
+        for part in np.array_split(indices, min(SCORED_GROUPS, len(indices))):
+            scores.append(model.score(phase, part))
+            yield from self.emit("posterior", f"what free matter would gain: {len(scores)} of {SCORED_GROUPS}", cell=cell)
+        fisher = matter.fisher[:count, :count] * (len(indices) / patterns)
+        surplus, deviation = model.surplus_of(np.array(scores), fisher)
+        return surplus / len(indices), surplus / deviation
 
     def _imaged(self, model: CrystalModel, best: Arrangement) -> CrystalModel:
         """The model with the overfocus and the thermal motion that the patterns prefer."""
@@ -317,7 +356,7 @@ class _Solver(ColumnSearch):
                 break
             at_all = min(energies)
             at_few, best = rivals[energies.index(at_all)]
-        return self._of_fewer_elements(search, model, best, indices, MODEL_NATS * len(indices))
+        return self._of_fewer_elements(search, model, best, indices, MODEL_NATS * self.brightness * len(indices))
 
     def _of_fewer_elements(
         self, search: DepthSearch, model: CrystalModel, best: Arrangement, indices: Indices, allowed: float = 0.0

@@ -119,14 +119,16 @@ def _decided(
     step, seconds = whole.total, whole.seconds
     if crystal.cell is not None and atoms <= mine:
         words = (
-            f"Held-out patterns prefer the crystal to the prior's volume: deviance {atoms:.4f} a pixel against {mine:.4f}."
+            f"Held-out patterns prefer the crystal solver's volume to the prior's: deviance {atoms:.4f} a pixel against"
+            f" {mine:.4f}."
         )
         text = f"{crystal.verdict} {words}".strip()
         return replace(crystal, step=step, total=step, seconds=seconds, note="the crystal", verdict=text)
     words = f"Held-out patterns prefer the prior's volume: deviance {mine:.4f} a pixel."
     if crystal.cell is not None:
         words = (
-            f"Held-out patterns prefer the prior's volume to the crystal: deviance {mine:.4f} a pixel against {atoms:.4f}."
+            f"Held-out patterns prefer the prior's volume to the crystal solver's: deviance {mine:.4f} a pixel against"
+            f" {atoms:.4f}."
         )
     text = f"{words} Of the crystal: {crystal.verdict}"
     return replace(whole, step=step, total=step, note="the prior's volume", verdict=text, checkpoint={})

@@ -18,13 +18,13 @@ from mepdiff_core.atom_waves import AtomWaves, Imaging
 from mepdiff_core.batches import Indices, split_patterns
 from mepdiff_core.columns import Columns, Painter, add_missing, drop_empty, refine, split_cosets, widen
 from mepdiff_core.crystal_model import CrystalModel
-from mepdiff_core.crystal_verdict import SHIFTING
+from mepdiff_core.crystal_verdict import SHIFTING, WITHOUT_CELL
 from mepdiff_core.element_features import element_table
 from mepdiff_core.errors import InputError
 from mepdiff_core.forward import object_field
 from mepdiff_core.imaging import refine_imaging
 from mepdiff_core.measured import MeasuredPatterns
-from mepdiff_core.projection import illumination, project
+from mepdiff_core.projection import illumination, matter_by_depth, project
 from mepdiff_core.scan import Scan, specimen_slices
 from mepdiff_core.settings import CrystalConfig, parse_composition
 from mepdiff_core.stacking import (
@@ -44,6 +44,9 @@ Array = npt.NDArray[np.float64]
 
 PASSES = 3
 EVEN_SLICES = 4
+ELECTRONS, MOST_TIMES = 2**18, 4.0
+"""A pattern, that the numbers of patterns below are meant for (the paper's); where there are fewer, more patterns are taken:
+by the square root of the ratio, which shares the loss out between certainty and time, and so many times at most."""
 EVEN_PATTERNS, COSET_PATTERNS, FINAL_PATTERNS = 8, 12, 24
 PLACING_PATTERNS, PLACING_STEPS, PLACING_DEVIATIONS = 32, 2, 3.0
 COLUMN_ROUNDS = 3
@@ -57,7 +60,8 @@ EVEN_OVERFOCUS_A = 2.0
 LATTICE_TOLERANCE = 0.03
 LIT = 0.1
 """Part of the highest illumination above which a place counts as seen."""
-STEPS_AT_MOST = PASSES + 1 + 4 + 4 * COLUMN_ROUNDS + 4
+SCORED_PATTERNS, SCORED_GROUPS = 160, 20
+STEPS_AT_MOST = PASSES + 1 + 4 + 4 * COLUMN_ROUNDS + 4 + SCORED_GROUPS
 ROUND_STEPS = 10
 
 
@@ -114,6 +118,8 @@ class ColumnSearch:
         self.fit, self.held = split_patterns(scan.n_patterns, c.heldout_fraction, c.seed)
         self.order = np.random.default_rng([c.seed, 1]).permutation(self.fit)
         self.used = 0
+        self.brightness = scan.electrons_per_pattern / ELECTRONS
+        self.times = float(np.clip(self.brightness**-0.5, 1.0, MOST_TIMES))
         self.field = object_field(scan.positions_A, scan.n_pixels, scan.pixel_size_A)
         self.beam = replace(  # the scan as the beam really went
             scan,
@@ -131,8 +137,10 @@ class ColumnSearch:
         return float((weight > LIT * weight.max()).sum()) * self.scan.pixel_size_A**2 / 2
 
     def batch(self, count: int) -> Indices:
-        """The next patterns in a random order; all have their turn before one comes again."""
-        places = np.arange(self.used, self.used + min(count, len(self.order))) % len(self.order)
+        """The next patterns in a random order, ``count`` of them or, if each has few electrons, more; all have their turn
+        before one comes again."""
+        count = min(round(count * self.times), len(self.order))
+        places = np.arange(self.used, self.used + count) % len(self.order)
         self.used += len(places)
         return np.sort(self.order[places])
 
@@ -237,8 +245,9 @@ class ColumnSearch:
     def _settle(self, columns: Columns, even: AtomWaves) -> Iterator[Columns]:
         """Columns refined."""
         for turn in range(3):
-            result = refine(even, columns, self.batch(EVEN_PATTERNS), with_lattice=turn > 0)
-            columns, self.loss = result.columns, result.misfit / EVEN_PATTERNS
+            indices = self.batch(EVEN_PATTERNS)
+            result = refine(even, columns, indices, with_lattice=turn > 0)
+            columns, self.loss = result.columns, result.misfit / len(indices)
             yield columns
 
     def _focused(self, columns: Columns, even: AtomWaves, waves: AtomWaves) -> tuple[AtomWaves, AtomWaves]:
@@ -258,7 +267,9 @@ class ColumnSearch:
         Either spread over the four nearest pixels, as abTEM draws them and simulated patterns may have them, or where they
         are, as in a microscope. Each has its own amounts, refined on half of the patterns; the other half decides.
         """
-        patterns = self.order[-PLACING_PATTERNS:]  # the last ones, so that no other step gets others than without this one
+        patterns = self.order[
+            -round(PLACING_PATTERNS * self.times) :
+        ]  # the last ones, so that no other step gets others than without this one
         fitted, judged = np.sort(patterns[::2]), np.sort(patterns[1::2])
         trials: list[tuple[Columns, Imaging, Array]] = []
         for exact in (False, True):
@@ -333,8 +344,9 @@ class ColumnSearch:
             columns = add_missing(even, columns, self.batch(EVEN_PATTERNS))
             changed = len(columns) != before
             for turn in range(2 if changed else 1):
-                result = refine(even, columns, self.batch(EVEN_PATTERNS))
-                columns, self.loss = result.columns, result.misfit / EVEN_PATTERNS
+                indices = self.batch(EVEN_PATTERNS)
+                result = refine(even, columns, indices)
+                columns, self.loss = result.columns, result.misfit / len(indices)
                 if turn:
                     kept = drop_empty(columns, result.spread)
                     if len(kept) < len(columns):
@@ -353,7 +365,18 @@ class ColumnSearch:
         self.volume = np.repeat((part / self.slices).astype(np.float32)[None], self.slices, 0)
 
     def _give_up(self, words: str) -> Iterator[CrystalState]:
+        yield from self.matter()
+        words = f"{words}; {WITHOUT_CELL}"
         yield from self.emit("posterior", words, verdict=words[0].upper() + words[1:] + ".")
+
+    def matter(self, **more: Any) -> Iterator[CrystalState]:
+        """The volume, and the misfit of what is held out, without a crystal: passes of free matter in every slice."""
+        rng = np.random.default_rng([self.config.seed, 5])
+        beam = self.config.model, self.probe, self.positions_A
+        thickness = self.config.slice_thickness_A
+        for step in matter_by_depth(self.scan, self.slices, thickness, self.fit, self.held, rng, self.device, *beam):
+            self.volume, self.heldout = step.volume, step.heldout
+            yield from self.emit("posterior", f"matter without a cell, pass {step.step} of {step.total}", **more)
 
 
 def _nearest(candidates: Sequence[plane.Lattice], wanted: Array) -> Array:

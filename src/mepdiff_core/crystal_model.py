@@ -140,6 +140,32 @@ class CrystalModel:
         beyond = float(gradient @ solved[:, 0] - by_noise)
         return beyond / 2, beyond / float(deviation)
 
+    def score(self, phase: Tensor, indices: Indices) -> Array:
+        """(columns * (bins + other features),) gradient of the misfit by matter, nats: an expansion's, but from one pass
+        back through the waves, so that all patterns may have their say."""
+        gradient = self.waves.to_drawn(self.waves.gradient(phase, indices))
+        return np.array(
+            [
+                sum(float(torch.vdot(gradient[s].ravel(), image.ravel())) for s, image in source.items())
+                for source in self.sources
+            ]
+        )
+
+    def surplus_of(self, scores: Array, fisher: Array) -> tuple[float, float]:
+        """What free matter would gain, as ``surplus`` has it, and the deviation of that; both in nats.
+
+        Only products of different groups' scores count: noise has none on average, whatever its covariance, of which the
+        Fisher information of some patterns gives an estimate that need not be good.
+
+        Args:
+            scores: (groups, parameters) of groups of patterns; fisher: (parameters, parameters) of all of them.
+        """
+        groups = len(scores)
+        solved = np.linalg.solve(fisher + self._free(), np.column_stack([scores.T, fisher]))
+        products, parts = scores @ solved[:, :groups], solved[:, groups:]
+        beyond = float(products.sum() - np.trace(products)) * groups / (groups - 1)
+        return beyond / 2, float(np.sqrt(2 * np.sum(parts * parts.T) * groups / (groups - 1))) / 2
+
     def _free(self) -> Array:
         """Inverse variances of free matter and of its other features, as a matrix."""
         strength = np.repeat(self.even_matter[:, : self.bins].sum(1), self.bins)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from mepdiff_core.atom_waves import Imaging
 from mepdiff_core.defects import Defect
 
 EXPLAINED_NATS, WRONG_NATS = 10.0, 60.0
 """Nats a pattern above counting statistics below which patterns are explained, and above which the structure is wrong."""
 SURPRISING, SURPRISING_NATS = 4.0, 1.0
-"""Gain by free matter, in standard deviations and in nats a pattern, above both of which an answer is doubted. Strong
-scatterers show the model's own error: 2.2 nats for tungsten whose every atom is right."""
+"""Gain by free matter, in standard deviations and in nats a pattern of the paper's brightness, above both of which an answer
+is doubted. The model's own error grows with the electrons: 0.1 to 0.7 nats there where all is right, 3.5 for tungsten."""
+UNSEEN = 0.1
+"""Part of what depth explains that may be wrong unseen, above which it is said."""
 SHIFTING = 0.08
 """Change of the columns from cell to cell above which cells are taken to differ, in turns or by a shift: it is 2 to 4 % in
 crystals whose cells are all alike and 10 to 26 % where they shift."""
+
+WITHOUT_CELL = "the volume shows what the patterns say of matter at each depth, without a cell"
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Fit:
         nats, error: of misfit above counting statistics, a pattern, and the mean's standard error.
         surplus, deviations: nats a pattern that free matter would gain beyond chance, and its size in standard deviations.
         heldout: whether these patterns were held out.
+        brightness: electrons a pattern, of the paper's.
+        depth: nats a pattern that the atoms gain over columns that are even along the beam.
     """
 
     nats: float
@@ -32,6 +40,19 @@ class Fit:
     surplus: float
     deviations: float
     heldout: bool
+    brightness: float = 1.0
+    depth: float = np.inf
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether free matter would gain more than chance and the model's own error explain."""
+        return doubtful(self.surplus, self.deviations, self.brightness)
+
+    @property
+    def unseen(self) -> float:
+        """The part of what depth explains that could be wrong without being noticed; 1 where depth explains nothing."""
+        smallest = SURPRISING * self.surplus / self.deviations if self.deviations else 0.0
+        return min(1.0, smallest / self.depth) if self.depth > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -60,14 +81,14 @@ class Evidence:
     alternative: str | None
 
 
-def doubtful(surplus: float, deviations: float) -> bool:
+def doubtful(surplus: float, deviations: float, brightness: float) -> bool:
     """Whether free matter would gain more than chance and the model's own error explain: nats a pattern, deviations."""
-    return deviations > SURPRISING and surplus > SURPRISING_NATS
+    return deviations > SURPRISING and surplus > SURPRISING_NATS * brightness
 
 
 def explained(fit: Fit) -> bool:
     """Whether an answer leaves nothing that the patterns would want otherwise."""
-    return fit.nats < EXPLAINED_NATS and not doubtful(fit.surplus, fit.deviations)
+    return fit.nats < EXPLAINED_NATS and not fit.doubtful
 
 
 def limits(evidence: Evidence) -> list[str]:
@@ -80,12 +101,15 @@ def limits(evidence: Evidence) -> list[str]:
     elif fit.nats < WRONG_NATS:
         words = [f"{kind} are nearly explained: {nats}, some atoms are wrong"]
     else:
-        words = [f"{kind} are not explained: {nats}; the structure is wrong"]
-    if doubtful(fit.surplus, fit.deviations) and fit.nats < WRONG_NATS:
+        words = [f"{kind} are not explained: {nats}; the structure is wrong", WITHOUT_CELL]
+    if fit.doubtful and fit.nats < WRONG_NATS:
         words.append(
-            f"yet free matter would gain {fit.surplus:.1f} nats a pattern more than by chance"
+            f"yet free matter would gain {fit.surplus:.2g} nats a pattern more than by chance"
             f" ({fit.deviations:.0f} standard deviations), so some atoms or elements are not right"
         )
+    if fit.unseen > UNSEEN and fit.nats < WRONG_NATS:
+        part = f"up to {100 * fit.unseen:.0f} % of what depth explains may be wrong unseen"
+        words.append(f"{part}, for the patterns have few electrons")
     if not evidence.periodic:
         words.append("no period along the beam was found within the thickness")
     elif evidence.periods_A is not None:
