@@ -65,7 +65,7 @@ def test_the_models_own_error_grows_with_the_electrons() -> None:
 
 
 def test_few_electrons_leave_depth_unseen() -> None:
-    """Noise of 0.01 nats a pattern hides errors of 0.04: little of 4 nats, a fifth of 0.2, and all where depth gains nothing."""
+    """Noise of 0.01 nats a pattern hides errors of 0.04: little of 4, a fifth of 0.2, and all where depth gains nothing."""
     fit = Fit(1.0, 8.0, 0.005, 0.5, True, 0.01, 4.0)
     assert fit.unseen == pytest.approx(0.01)
     assert len(limits(replace(GOOD, fit=fit))) == 1
