@@ -44,7 +44,7 @@ from mepdiff_core.unit_cell import UnitCell
 Array = npt.NDArray[np.float64]
 
 PATTERNS_A_STATE = 8
-POLISHING_PATTERNS, POLISHING_STEPS, JUDGING_PATTERNS = 16, 3, 48
+POLISHING_PATTERNS, POLISHING_STEPS, LAST_PATTERNS = 16, 3, 48
 SWEEPS_FIRST, SWEEPS, CHAINS = 8, 20, 3
 HOT_FIRST, HOT = 100.0, 200.0
 SHIFTED_CHAINS = 12
@@ -285,8 +285,8 @@ class _Solver(ColumnSearch):
 
         Atoms near a slice's face pass it for a few nats on the patterns of the step, and cost the others hundreds.
         """
-        polished = polish(model.waves, cell, self.batch(POLISHING_PATTERNS), POLISHING_STEPS).cell
-        judging = self.batch(JUDGING_PATTERNS)
+        polished = polish(model.waves, cell, self.batch(LAST_PATTERNS), POLISHING_STEPS).cell
+        judging = self.batch(LAST_PATTERNS)
         before, after = (model.misfit(draw_cell(model.waves, c), judging).sum() for c in (cell, polished))
         return polished if after < before else replace(cell, spread_A=polished.spread_A)
 
