@@ -20,7 +20,7 @@ SHIFTING = 0.08
 """Change of the columns from cell to cell above which cells are taken to differ, in turns or by a shift: it is 2 to 4 % in
 crystals whose cells are all alike and 10 to 26 % where they shift."""
 
-WITHOUT_CELL = "the volume shows what the patterns say of matter at each depth, without a cell"
+WITHOUT_CELL = "the solver's volume shows what the patterns say of matter at each depth, without a cell"
 
 
 @dataclass(frozen=True)
