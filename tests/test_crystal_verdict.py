@@ -52,6 +52,7 @@ def test_a_wrong_structure_is_not_doubted_twice() -> None:
     assert len(words) == 2
     assert words[0].endswith("the structure is wrong")
     assert words[1] == WITHOUT_CELL
+    assert limits(fitting(150.0, 70.0)) == [words[0].replace("300", "150")]
 
 
 def test_the_models_own_error_grows_with_the_electrons() -> None:
