@@ -11,8 +11,8 @@ from mepdiff_core.defects import Defect
 
 EXPLAINED_NATS, WRONG_NATS, CELL_NATS = 10.0, 60.0, 180.0
 """Nats a pattern above counting statistics below which patterns are explained, above which the structure is wrong, and above
-which not even its cell shows where matter is. Along titanate's axes atoms at 140 nats are nearer to the truth than matter without
-a cell (SSIM 0.63 to 0.43), at 225 and 278 farther from it (0.41 and 0.31 to 0.44 and 0.40)."""
+which not even its cell shows where matter is. Along titanate's axes atoms at 140 nats are nearer to the truth than matter
+without a cell (SSIM 0.63 to 0.43), at 225 and 278 farther from it (0.41 and 0.31 to 0.44 and 0.40)."""
 SURPRISING, SURPRISING_NATS = 4.0, 1.0
 """Gain by free matter, in standard deviations and in nats a pattern of the paper's brightness, above both of which an answer
 is doubted. The model's own error grows with the electrons: 0.1 to 0.7 nats there where all is right, 3.5 for tungsten."""
