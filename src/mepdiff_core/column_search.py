@@ -267,9 +267,8 @@ class ColumnSearch:
         Either spread over the four nearest pixels, as abTEM draws them and simulated patterns may have them, or where they
         are, as in a microscope. Each has its own amounts, refined on half of the patterns; the other half decides.
         """
-        patterns = self.order[
-            -round(PLACING_PATTERNS * self.times) :
-        ]  # the last ones, so that no other step gets others than without this one
+        # the last ones, so that no other step gets others than without this one
+        patterns = self.order[-round(PLACING_PATTERNS * self.times) :]
         fitted, judged = np.sort(patterns[::2]), np.sort(patterns[1::2])
         trials: list[tuple[Columns, Imaging, Array]] = []
         for exact in (False, True):

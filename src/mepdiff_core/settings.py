@@ -219,7 +219,7 @@ class CrystalConfig:
 
     Attributes:
         rounds: times that the columns are searched, each on other patterns.
-        patterns: patterns a round.
+        patterns: patterns a round; more, four times as many at most, where each has few electrons.
         composition: formula of the crystal, like LiMnPO4; null: not known.
         lattice_A: lengths of the two in-plane lattice vectors, Å; null: found from the projection.
         angle_deg: angle between them.
