@@ -28,7 +28,7 @@ from mepdiff_core.column_search import (
 from mepdiff_core.columns import add_missing
 from mepdiff_core.config import check
 from mepdiff_core.crystal_model import CrystalModel
-from mepdiff_core.crystal_verdict import CELL_NATS, WRONG_NATS, Evidence, Fit, doubtful, explained, limits
+from mepdiff_core.crystal_verdict import WRONG_NATS, Evidence, Fit, cell_fails, doubtful, explained, limits
 from mepdiff_core.defect_search import find_defects
 from mepdiff_core.defects import Defect, with_defects
 from mepdiff_core.depth import SHORTEST_PERIOD_A, Arrangement, DepthSearch, Matter, Repeat, periods_like, shortest_repeat
@@ -249,11 +249,11 @@ class _Solver(ColumnSearch):
         defects: list[Defect] = []
         if fit.nats < WRONG_NATS:
             defects = yield from self._defects(model, cell)
-        if fit.nats < CELL_NATS:
-            self.volume = self._draw_volume(cell, defects)
-        else:
+        if cell_fails(fit, self.change):
             samples = None
             yield from self.matter(cell=cell)
+        else:
+            self.volume = self._draw_volume(cell, defects)
         rest = zip(found.pool[1:], found.exact[1:], strict=True)
         second = next((a for a, e in rest if e - found.exact[0] < EQUAL_NATS and not a.same_as(best)), None)
         alternative = None if second is None or not self._as_likely(model, second, best) else model.cell(second)
