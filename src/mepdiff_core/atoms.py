@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from mepdiff_core.batches import Indices
-from mepdiff_core.column_search import COPIES_PATTERNS, DENSITY_PATTERNS
+from mepdiff_core.column_search import COPIES_PATTERNS, DENSITY_PATTERNS, FINAL_PATTERNS
 from mepdiff_core.columns import add_missing
 from mepdiff_core.config import check
 from mepdiff_core.crystal_answer import (
+    PATTERNS_A_STATE,
     POLISHING_PATTERNS,
     POLISHING_STEPS,
     SETTLING_NATS,
@@ -30,9 +31,11 @@ from mepdiff_core.crystal_answer import (
 from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystal_verdict import doubtful
 from mepdiff_core.depth import SHORTEST_PERIOD_A, Arrangement, DepthSearch, Matter, Repeat, periods_like, shortest_repeat
+from mepdiff_core.folding import FoldedModel, FoldedSearch, fold
 from mepdiff_core.polish import polish
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import CrystalConfig
+from mepdiff_core.stacking import Stacking
 from mepdiff_core.states import Checkpoint, CrystalState
 
 Array = npt.NDArray[np.float64]
@@ -40,6 +43,8 @@ Array = npt.NDArray[np.float64]
 SWEEPS_FIRST, SWEEPS, CHAINS = 8, 20, 3
 HOT_FIRST, HOT = 100.0, 200.0
 SHIFTED_CHAINS = 12
+FOLDED_ROUNDS, LISTED = 3, 16
+"""In a smaller cell: at most, and arrangements judged by the model itself in each."""
 MORE_ROUNDS, ATTEMPTS = 2, 2
 """At most, while free matter would still gain more than by chance: rounds beyond those asked for where cells shift; starts
 where they do not."""
@@ -81,12 +86,14 @@ def run_crystal(
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What came of one, and whether free matter would gain no more than by chance."""
+    """What came of one; ``right``: whether free matter would gain no more than by chance; ``periods_A``: where cells shift,
+    the range of periods that put the atoms into the same slices."""
 
     model: CrystalModel
     search: DepthSearch
     found: Found
     right: bool
+    periods_A: tuple[float, float] | None = None
 
 
 class _Solver(CrystalAnswer):
@@ -102,16 +109,20 @@ class _Solver(CrystalAnswer):
         """Depths, elements and number of the atoms in the columns of cells that are all alike.
 
         An answer that free matter would still improve is wrong, and rounds around it seldom leave it: then once more from
-        the even crystal, with other patterns.
+        the even crystal, by a smaller cell whose copies the columns are, or with other patterns.
         """
-        attempts: list[_Attempt] = []
-        while len(attempts) < ATTEMPTS and not (attempts and attempts[-1].right):
-            attempts.append((yield from self._attempt(model, len(attempts))))
+        attempts = [(yield from self._attempt(model, 0))]
+        while len(attempts) < ATTEMPTS and not attempts[-1].right:
+            smaller = fold(model)
+            again = self._attempt(model, len(attempts)) if smaller is None else self._folded_attempt(smaller)
+            attempts.append((yield from again))
         indices = self.batch(SETTLING_PATTERNS)
         made = min(attempts, key=lambda a: _energy(a.model, a.found.pool[0], indices)) if attempts[1:] else attempts[0]
         best = self._settle_elements(made.search, made.model, made.found.pool[0])
         yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
-        repeat = shortest_repeat(best, self.slices, self.config.slice_thickness_A)
+        repeat = Repeat(best, made.periods_A)
+        if made.model.stacking is None:
+            repeat = shortest_repeat(best, self.slices, self.config.slice_thickness_A)
         yield from self.finish(made.model, repeat, made.found)
 
     def _attempt(self, model: CrystalModel, number: int) -> Generator[CrystalState, None, _Attempt]:
@@ -155,6 +166,54 @@ class _Solver(CrystalAnswer):
                 centre = 0.8 * centre + 0.2 * model.even_matter
         return _Attempt(model, search, found, right)
 
+    def _folded_attempt(self, larger: FoldedModel) -> Generator[CrystalState, None, _Attempt]:
+        """Atoms of a smaller cell whose copies lie a part of a period deeper; their places are refined at the end alone."""
+        c, columns, waves = self.config, larger.folded.columns, larger.larger.waves
+        centre, found = larger.even, Found()
+        drawn = CrystalModel(waves, columns)
+        for turn in range(FOLDED_ROUNDS):
+            name = f"smaller cell, round {turn + 1}"
+            indices = self.batch(FINAL_PATTERNS)
+            parts = np.array_split(indices, FINAL_PATTERNS // PATTERNS_A_STATE)
+            matter = larger.expand(centre, parts[0])
+            for part in parts[1:]:
+                yield from self.emit("depth", f"{name}: what each atom does to the patterns")
+                matter += larger.expand(centre, part)
+            search = FoldedSearch(larger.folded, matter, self.slices, c.slice_thickness_A, self.known.elements)
+            stackings = search.stackings(self.known.period_A) if turn == 0 else [_stacking(a) for a in found.pool[:2]]
+            tried: list[Arrangement] = []
+            for stacking in stackings:
+                tried += search.best(stacking, LISTED // 2)
+                yield from self.emit("depth", f"{name}: {stacking}")
+            before, found = found, self._judged(drawn, found.pool, tried, indices, LISTED)
+            yield from self._show(drawn, found.pool[0], name, before)
+            if before.pool and found.pool[0].same_as(before.pool[0]):
+                break
+            centre = larger.matter(found.pool[0])
+        best = found.pool[0]
+        periods = search.periods_like(_stacking(best))
+        # thermal motion not yet: it would make up for a wrong element
+        model = CrystalModel(waves, columns, _stacking(best))
+        model, best = yield from self._places_refined(model, best, "smaller cell", 0)
+        indices = self.batch(FINAL_PATTERNS)
+        note = "smaller cell: what each atom does to the patterns"
+        matter = yield from self.expanded(model, model.phase(best), model.matter(best), indices, note)
+        found = Found([best], found.exact[:1])
+        depths = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements, model.stacking)
+        return _Attempt(model, depths, found, not self._doubtful(model, matter, indices), periods)
+
+    def _places_refined(
+        self, model: CrystalModel, best: Arrangement, name: str, turn: int
+    ) -> Generator[CrystalState, None, tuple[CrystalModel, Arrangement]]:
+        """The model and the arrangement where cells shift, after some steps of its places, period and shift."""
+        for step in range(POLISHING_STEPS):
+            indices = self.batch(POLISHING_PATTERNS)
+            polished = polish(model.waves, model.cell(best), indices, step + turn)
+            model, best = model.settled(best, polished.cell)
+            self.loss = polished.after / len(indices)
+            yield from self.emit("depth", f"{name}: places refined", cell=model.cell(best))
+        return model, best
+
     def _shifted_atoms(self, model: CrystalModel) -> Iterator[CrystalState]:
         """The same where cells shift along the beam: from matter to atoms, whose places are refined in every round."""
         c = self.config
@@ -183,12 +242,7 @@ class _Solver(CrystalAnswer):
                 break
             if turn == 1:
                 model = self.imaged(model, best)
-            for step in range(POLISHING_STEPS):
-                indices = self.batch(POLISHING_PATTERNS)
-                polished = polish(model.waves, model.cell(best), indices, step + turn - 1)
-                model, best = model.settled(best, polished.cell)
-                self.loss = polished.after / len(indices)
-                yield from self.emit("depth", f"round {turn}: places refined", cell=model.cell(best))
+            model, best = yield from self._places_refined(model, best, f"round {turn}", turn - 1)
             model, phase, centre = self._with_missing(model, best)
         assert best is not None
         best = self._settle_elements(search, model, best)
@@ -201,10 +255,15 @@ class _Solver(CrystalAnswer):
         return doubtful(surplus / len(indices), deviations, self.brightness)
 
     def _judged(
-        self, model: CrystalModel, known: Sequence[Arrangement], tried: Sequence[Arrangement], indices: Indices
+        self,
+        model: CrystalModel,
+        known: Sequence[Arrangement],
+        tried: Sequence[Arrangement],
+        indices: Indices,
+        most: int = JUDGED,
     ) -> Found:
         """The best of the search and what was known before, by the model itself."""
-        judged = _distinct(known[:3], 3) + _distinct(sorted(tried, key=lambda a: a.energy), JUDGED)
+        judged = _distinct(known[:3], 3) + _distinct(sorted(tried, key=lambda a: a.energy), most)
         misfits = [model.misfit(model.phase(a), indices) for a in judged]
         energies = np.array([m.sum() + a.prior for m, a in zip(misfits, judged, strict=True)])
         ranking = np.argsort(energies)
@@ -282,6 +341,13 @@ class _Solver(CrystalAnswer):
 def _energy(model: CrystalModel, arrangement: Arrangement, indices: Indices) -> float:
     """By the model itself, nats."""
     return float(model.misfit(model.phase(arrangement), indices).sum()) + arrangement.prior
+
+
+def _stacking(arrangement: Arrangement) -> Stacking:
+    """How the cells of an arrangement follow one another."""
+    assert arrangement.period_A is not None
+    assert arrangement.shift is not None
+    return Stacking(arrangement.period_A, arrangement.shift, 0.0)
 
 
 def _period(value: float) -> float | None:

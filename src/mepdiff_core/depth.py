@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mepdiff_core.columns import Columns, Painter
-from mepdiff_core.element_features import FEATURES, LIGHTEST, NEVER, element_table
+from mepdiff_core.element_features import FEATURES, element_table, possible_elements
 from mepdiff_core.occupation import Chain, Occupation, Problem, places, products
 from mepdiff_core.stacking import Stacking
 
@@ -146,8 +146,10 @@ class Matter:
         return float(self.misfit + self.gradient @ x + 0.5 * x @ self.fisher @ x)
 
 
-def too_near(columns: Columns, slots: Slots, period_A: float | None, shift: Array) -> npt.NDArray[np.bool_]:
-    """(columns, slots, columns, slots) whether two atoms, wherever they are in their slots, are nearer than ``NEAREST_A``.
+def too_near(
+    columns: Columns, slots: Slots, period_A: float | None, shift: Array, nearest_A: float = NEAREST_A
+) -> npt.NDArray[np.bool_]:
+    """(columns, slots, columns, slots) whether two atoms, wherever they are in their slots, are nearer than ``nearest_A``.
 
     Args:
         shift: (2,) how much deeper the next cells lie, in periods.
@@ -163,7 +165,7 @@ def too_near(columns: Columns, slots: Slots, period_A: float | None, shift: Arra
         apart = np.abs(below[None, :, None, :] + deeper[:, None, :, None])
         if period_A is not None:
             apart = np.minimum(apart % period_A, -apart % period_A)
-        near |= np.hypot(apart + widths[:, None, :], plane[:, None, :, None]) < NEAREST_A
+        near |= np.hypot(apart + widths[:, None, :], plane[:, None, :, None]) < nearest_A
     for i in range(n):
         np.fill_diagonal(near[i, :, i, :], False)
     return near
@@ -307,11 +309,8 @@ class DepthSearch:
     ) -> None:
         self.matter, self.slice_thickness_A = matter, slice_thickness_A
         self.columns, self.stacking = columns, stacking
-        table = element_table().features
-        self.numbers = np.array(
-            sorted(elements) if elements else [z for z in range(LIGHTEST, len(table)) if z not in NEVER], np.int64
-        )
-        self.table = table[self.numbers]
+        self.numbers = possible_elements(elements)
+        self.table = element_table().features[self.numbers]
         self.known = elements is not None
         self.few = self.numbers if self.known else self.numbers[1::3]
         """Every third element, enough to compare periods."""

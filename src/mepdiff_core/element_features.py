@@ -7,6 +7,7 @@ any element from lithium to uranium (a test says so).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,6 +24,12 @@ MIXED = (3, 8, 14, 19, 22, 40, 57, 74)
 """Elements whose images, mixed, draw the shapes."""
 NEVER = (2, 10, 18, 36, 43, 54, 61, 84, 85, 86, 87, 88, 89)
 """Noble gases and elements without a long-lived isotope: in no crystal unless the composition says so."""
+NON_METALS = (1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 33, 34, 35, 36, 52, 53, 54, 85, 86)
+
+
+def possible_elements(known: Sequence[int] | None = None) -> npt.NDArray[np.int64]:
+    """Atomic numbers, in order, that a crystal may hold: those known, or all that occur in crystals."""
+    return np.array(sorted(known) if known else [z for z in range(LIGHTEST, HEAVIEST + 1) if z not in NEVER], np.int64)
 
 
 @dataclass(frozen=True)
