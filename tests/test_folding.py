@@ -71,7 +71,7 @@ def test_three_copies_are_one_column_of_a_third_of_the_cell() -> None:
 @pytest.mark.parametrize(
     ("places", "strengths"),
     [
-        (THREE, [5.0, 5.0, 3.0]),
+        (THREE, [5.0, 5.0, 2.0]),
         ([THREE[0]], [5.0]),
         ([(0.0, 0.0), (0.3, 0.5)], [5.0, 5.0]),
         ([(0.0, 0.0), (1 / 3, 2 / 3)], [5.0, 5.0]),

@@ -31,8 +31,9 @@ from mepdiff_core.stacking import SHORTEST_A, Stacking
 
 Array = npt.NDArray[np.float64]
 
-ALIKE_A, ALIKE = 0.15, 0.25
-"""How far copies may be from where they should be, and by what part of the larger one's their amounts may differ."""
+ALIKE_A, ALIKE = 0.15, 0.5
+"""How far copies may be from where they should be, and by what part of the largest their amounts may differ: by that of a
+heavy atom, which one of them may lack."""
 NEAREST_A, NEAREST_METALS_A, ROOM_A = 1.75, 2.2, 0.6
 """No two atoms, and no two metals, are nearer than this, from the middle of one slot to that of the other, or to its ends as
 far as it is wider than ``ROOM_A``."""
