@@ -136,6 +136,16 @@ def test_periods_of_the_same_slots_are_one_range() -> None:
         assert not np.array_equal(wanted.slots(outside, shift).slices, middle)
 
 
+def test_a_range_of_periods_ends_though_long_ones_are_all_alike() -> None:
+    """Of two copies further apart than the specimen is thick."""
+    two = fold_columns(columns_of([(0.0, 0.0), (0.5, 0.5)], [5.0, 5.0]))
+    assert two is not None
+    wanted = FoldedSearch(two, search().matter, SLICES, SLICE_A)
+    low, high = wanted.periods_like(Stacking(40.0, two.shifts[0], 0.0))
+    assert low < high
+    assert high == pytest.approx(40.0)
+
+
 def toy(seed: int, first_cost: float) -> tuple[Problem, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """One column of five slots in four bins, three elements of which two are metals; a strong misfit about two atoms."""
     rng = np.random.default_rng(seed)
@@ -227,7 +237,7 @@ def test_the_layered_oxide_is_found_from_even_columns(scan: Scan, model: FoldedM
     at every true depth, in the true order of strength; and the expansion holds where it was found."""
     waves = model.larger.waves
     indices = np.linspace(0, scan.n_patterns - 1, 12).astype(int)
-    matter = model.expand(model.even, indices)
+    matter = model.expand(model.phase(model.even), model.even, indices)
     wanted = FoldedSearch(model.folded, matter, SLICES, SLICE_A)
     stackings = [s for s in wanted.stackings() if wanted.periods_like(s)[0] < C < wanted.periods_like(s)[1]]
     assert stackings

@@ -20,7 +20,6 @@ from mepdiff_core.column_search import COPIES_PATTERNS, DENSITY_PATTERNS, FINAL_
 from mepdiff_core.columns import add_missing
 from mepdiff_core.config import check
 from mepdiff_core.crystal_answer import (
-    PATTERNS_A_STATE,
     POLISHING_PATTERNS,
     POLISHING_STEPS,
     SETTLING_NATS,
@@ -174,11 +173,8 @@ class _Solver(CrystalAnswer):
         for turn in range(FOLDED_ROUNDS):
             name = f"smaller cell, round {turn + 1}"
             indices = self.batch(FINAL_PATTERNS)
-            parts = np.array_split(indices, FINAL_PATTERNS // PATTERNS_A_STATE)
-            matter = larger.expand(centre, parts[0])
-            for part in parts[1:]:
-                yield from self.emit("depth", f"{name}: what each atom does to the patterns")
-                matter += larger.expand(centre, part)
+            note = f"{name}: what each atom does to the patterns"
+            matter = yield from self.expanded(larger, larger.phase(centre), centre, indices, note)
             search = FoldedSearch(larger.folded, matter, self.slices, c.slice_thickness_A, self.known.elements)
             stackings = search.stackings(self.known.period_A) if turn == 0 else [_stacking(a) for a in found.pool[:2]]
             tried: list[Arrangement] = []

@@ -20,6 +20,7 @@ from mepdiff_core.crystal_verdict import WRONG_NATS, Evidence, Fit, cell_fails, 
 from mepdiff_core.defect_search import find_defects
 from mepdiff_core.defects import Defect, with_defects
 from mepdiff_core.depth import Arrangement, DepthSearch, Matter, Repeat
+from mepdiff_core.folding import FoldedModel
 from mepdiff_core.imaging import preferred_slices, refine_imaging
 from mepdiff_core.polish import draw_cell, polish
 from mepdiff_core.projection import illumination
@@ -132,7 +133,7 @@ class CrystalAnswer(ColumnSearch):
         return model if refined.waves is model.waves else replace(model, waves=refined.waves)
 
     def expanded(
-        self, model: CrystalModel, phase: Tensor, centre: Array, indices: Indices, note: str
+        self, model: CrystalModel | FoldedModel, phase: Tensor, centre: Array, indices: Indices, note: str
     ) -> Generator[CrystalState, None, Matter]:
         """The misfit around a crystal, with a state for every few patterns."""
         total: Matter | None = None

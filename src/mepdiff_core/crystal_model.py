@@ -98,12 +98,7 @@ class CrystalModel:
         """(slices, drawn, drawn) of (columns, bins + other features) matter, rad."""
         if self.stacking is not None:
             return draw_matter(self.painter, self.stacking, matter, self.bins, self.thickness_A)
-        phase = torch.zeros_like(self.even)
-        values = np.concatenate([matter[:, : self.bins].ravel(), matter[:, self.bins :].ravel()])
-        for value, source in zip(values, self.sources, strict=True):
-            for s, image in source.items():
-                phase[s].add_(image, alpha=float(value))
-        return phase
+        return draw_sources(self._flat(matter), self.sources, self.waves.slices)
 
     def matter(self, arrangement: Arrangement) -> Array:
         """(columns, bins + other features) of the atoms."""
@@ -243,3 +238,13 @@ class CrystalModel:
             np.full((n, 3), np.nan) if spread_A is None else spread_A,
             tuple(((int(z), 1.0),) for z in arrangement.number) if candidates is None else candidates,
         )
+
+
+def draw_sources(values: Array, sources: Sequence[Mapping[int, Tensor]], slices: int) -> Tensor:
+    """(slices, y, x) phase, rad, of (parameters,) values of what each source adds to some slices."""
+    some = next(image for source in sources for image in source.values())
+    phase = torch.zeros((slices, *some.shape), device=some.device)
+    for value, source in zip(values, sources, strict=True):
+        for s, image in source.items():
+            phase[s].add_(image, alpha=float(value))
+    return phase

@@ -363,7 +363,7 @@ class DepthSearch:
         ``among``: atomic numbers that it may have."""
         problem, slots = self.problem(period_A, among)
         chain = Chain(problem, self._label(start, slots), rng, most=4 if period_A is None else 3)
-        return self._arrangement(chain.search(hot, 1.0, sweeps), period_A, problem, slots)
+        return self._atoms(chain.search(hot, 1.0, sweeps), problem, slots, period_A)
 
     def chain(self, start: Arrangement, rng: np.random.Generator) -> tuple[Chain, Slots]:
         """A chain that draws from the quadratic posterior, at an arrangement."""
@@ -374,7 +374,7 @@ class DepthSearch:
     def arrangement(self, occupation: Occupation, period_A: float | None) -> Arrangement:
         """An occupation of the period's slots as atoms."""
         problem, slots = self.problem(period_A)
-        return self._arrangement(occupation, period_A, problem, slots)
+        return self._atoms(occupation, problem, slots, period_A)
 
     def energy(self, arrangement: Arrangement) -> float:
         """Its quadratic misfit and prior, nats."""
@@ -420,28 +420,37 @@ class DepthSearch:
             replace(arrangement, number=n, prior=arrangement.prior + cost * (len(np.unique(n)) - count)) for n in different
         ]
 
+    def _atoms(self, found: Occupation, problem: Problem, slots: Slots, period_A: float | None) -> Arrangement:
+        shift = None if self.stacking is None else self.stacking.shift
+        return as_arrangement(found, self.numbers, problem, slots, period_A, shift)
+
     def _label(self, start: Arrangement | None, slots: Slots) -> npt.NDArray[np.int64]:
         label = np.zeros((len(self.matter.centre), len(slots.depth_A)), np.int64)
         if start is not None:
             label[start.column, start.slot] = np.searchsorted(self.numbers, start.number) + 1
         return label
 
-    def _arrangement(self, found: Occupation, period_A: float | None, problem: Problem, slots: Slots) -> Arrangement:
-        column, slot = np.nonzero(found.label)
-        element = found.label[column, slot] - 1
-        prior = float(
-            problem.element_cost[element].sum()
-            + problem.slot_cost[slot].sum()
-            + problem.first_cost * len(np.unique(element))
-        )
-        return Arrangement(
-            period_A,
-            column,
-            self.numbers[element],
-            slots.depth_A[slot],
-            slot,
-            slots.slices[slot],
-            found.energy,
-            prior,
-            None if self.stacking is None else self.stacking.shift,
-        )
+
+def as_arrangement(
+    found: Occupation,
+    numbers: npt.NDArray[np.int64],
+    problem: Problem,
+    slots: Slots,
+    period_A: float | None,
+    shift: Array | None = None,
+) -> Arrangement:
+    """An occupation as atoms; ``numbers``: (elements,) atomic numbers of the problem's elements."""
+    column, slot = np.nonzero(found.label)
+    element = found.label[column, slot] - 1
+    prior = problem.element_cost[element].sum() + problem.slot_cost[slot].sum()
+    return Arrangement(
+        period_A,
+        column,
+        numbers[element],
+        slots.depth_A[slot],
+        slot,
+        slots.slices[slot],
+        found.energy,
+        float(prior + problem.first_cost * len(np.unique(element))),
+        shift,
+    )

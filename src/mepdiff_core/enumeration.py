@@ -33,7 +33,7 @@ KEPT = 200
 def best_occupations(problem: Problem, metal: Mask, near_metals: Mask, count: int) -> list[Occupation]:
     """The ``count`` best sets of places of the one column with their elements, the best first.
 
-    For each set of places elements are improved one at a time from alike ones, for the best two at a time: not all
+    For each set of places elements are improved one at a time from alike, light ones, for the best two at a time: not all
     combinations are tried.
 
     Args:
@@ -41,21 +41,20 @@ def best_occupations(problem: Problem, metal: Mask, near_metals: Mask, count: in
         metal: (elements,) which elements are metals; near_metals: (1, slots, 1, slots) whether two would be too near there.
         count: how many.
     """
-    polynomial = _Polynomial.of(problem)
+    polynomial = _Polynomial.of(problem, metal, near_metals[0, :, 0, :])
     elements = np.arange(len(problem.table))
     some = elements if len(elements) <= FEW else elements[1::EVERY]
     found: list[Occupation] = []
     for places in _sets(problem.near[0, :, 0, :]):
         atoms = range(places.shape[1])
         singles, pairs = [((k,), some) for k in atoms], [(pair, some) for pair in combinations(atoms, 2)]
-        terms = polynomial.at(places, metal, near_metals[0, places[:, :, None], 0, places[:, None, :]])
-        alike = np.full(places.shape, len(elements) // 8)
-        chosen, energy = _improved(terms, alike, singles)
+        light = np.full(places.shape, len(elements) // 8)
+        chosen, energy = _improved(polynomial.at(places), light, singles)
         kept = np.argsort(energy)[:KEPT]
-        terms = polynomial.at(places[kept], metal, near_metals[0, places[kept][:, :, None], 0, places[kept][:, None, :]])
-        chosen, energy = _improved(terms, chosen[kept], [*pairs, *(((k,), elements) for k in atoms)])
-        label = np.zeros((len(kept), len(problem.slot_cost)), np.int64)
-        np.put_along_axis(label, places[kept], chosen + 1, 1)
+        places, chosen = places[kept], chosen[kept]
+        chosen, energy = _improved(polynomial.at(places), chosen, [*pairs, *(((k,), elements) for k in atoms)])
+        label = np.zeros((len(places), len(problem.slot_cost)), np.int64)
+        np.put_along_axis(label, places, chosen + 1, 1)
         kinds = (np.diff(np.sort(chosen, axis=1), axis=1) > 0).sum(1) + 1
         energy += (label > 0) @ problem.slot_cost + problem.first_cost * kinds
         found += [Occupation(label[i][None], float(energy[i])) for i in np.argsort(energy)[:count]]
@@ -106,17 +105,20 @@ class _Polynomial:
     """The misfit as a polynomial in the strengths of atoms, one in each slot, and in the other features of all together.
 
     Attributes: ``linear`` (terms,), ``square`` (terms, terms) of the terms 1, each strength, each other feature, and each
-    product of two strengths; ``copies`` (slots,); ``table`` (elements, features); ``cost`` (elements,) nats an atom.
+    product of two strengths; ``copies`` (slots,); ``near_metals`` (slots, slots); of the elements, ``table`` (elements,
+    features), ``cost`` (elements,) nats an atom, ``metal`` (elements,).
     """
 
     linear: Array
     square: Array
     copies: Array
+    near_metals: Mask
     table: Array
     cost: Array
+    metal: Mask
 
     @classmethod
-    def of(cls, problem: Problem) -> _Polynomial:
+    def of(cls, problem: Problem, metal: Mask, near_metals: Mask) -> _Polynomial:
         bins, others = problem.bins.shape[1], problem.table.shape[1] - 1
         centre, slots = problem.centre[0], problem.bins
 
@@ -133,17 +135,19 @@ class _Polynomial:
         terms = np.array(rows)
         linear = terms @ problem.gradient
         linear[0] += problem.misfit
-        return cls(linear, 0.5 * terms @ problem.curvature @ terms.T, slots.sum(1), problem.table, problem.element_cost)
+        square = 0.5 * terms @ problem.curvature @ terms.T
+        return cls(linear, square, slots.sum(1), near_metals, problem.table, problem.element_cost, metal)
 
-    def at(self, places: Labels, metal: Mask, clash: Mask) -> _Terms:
-        """The polynomials of (sets, atoms) places; ``clash``: (sets, atoms, atoms) whether two metals would be too near."""
+    def at(self, places: Labels) -> _Terms:
+        """The polynomials of (sets, atoms) places."""
         slots, others = len(self.copies), self.table.shape[1] - 1
         number = {pair: 1 + slots + others + i for i, pair in enumerate(_pairs(slots))}
         shared = [np.full((len(places), 1), 1 + slots + f) for f in range(others)]
         pairs = [[[number[row[k], row[m]]] for row in places.tolist()] for k, m in _pairs(places.shape[1])]
         index = np.concatenate([np.zeros((len(places), 1), np.int64), 1 + places, *shared, *map(np.array, pairs)], axis=1)
         square = self.square[index[:, :, None], index[:, None, :]]
-        return _Terms(self.linear[index], square, self.copies[places], self.table, self.cost, metal, clash)
+        clash = self.near_metals[places[:, :, None], places[:, None, :]]
+        return _Terms(self.linear[index], square, self.copies[places], clash, self.table, self.cost, self.metal)
 
 
 @dataclass(frozen=True)
@@ -157,10 +161,10 @@ class _Terms:
     linear: Array
     square: Array
     copies: Array
+    clash: Mask
     table: Array
     cost: Array
     metal: Mask
-    clash: Mask
 
     def energies(self, part: slice, trials: Labels) -> Array:
         """(sets, n) misfits and costs, nats, of (sets, n, atoms) rows of the table."""

@@ -16,18 +16,26 @@ from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from mepdiff_core.batches import Indices
 from mepdiff_core.columns import Columns, sum_of
-from mepdiff_core.crystal_model import CrystalModel
-from mepdiff_core.depth import ATOM_COST, ELEMENT_COST, Arrangement, Matter, Slots, matter_of_atoms, sources, too_near
+from mepdiff_core.crystal_model import CrystalModel, draw_sources
+from mepdiff_core.depth import (
+    ATOM_COST,
+    ELEMENT_COST,
+    Arrangement,
+    Matter,
+    Slots,
+    as_arrangement,
+    matter_of_atoms,
+    sources,
+    too_near,
+)
 from mepdiff_core.element_features import NON_METALS, element_table, possible_elements
 from mepdiff_core.enumeration import best_occupations
 from mepdiff_core.occupation import Problem
-from mepdiff_core.stacking import SHORTEST_A, Stacking
+from mepdiff_core.stacking import SHORTEST_A, Stacking, bounded_step
 
 Array = npt.NDArray[np.float64]
 
@@ -45,8 +53,6 @@ LONGEST_PART = 1.5
 """Of the thickness: the longest period; what is cut off of one copy the others show."""
 PERIOD_STEP_A, FINE_STEP_A, NEARLY = 0.1, 0.02, 0.93
 """Grid of periods, that on which a range ends, and the part of the highest linear gain that makes one worth trying."""
-RIDGE = 4.0
-"""Curvature that a prior adds to each amount of matter, nats."""
 
 
 @dataclass(frozen=True)
@@ -132,20 +138,16 @@ class FoldedModel:
 
     def phase(self, matter: Array) -> Tensor:
         """(slices, drawn, drawn) phase, rad, of matter."""
-        phase = torch.zeros_like(self.larger.even)
-        for value, source in zip(matter[0], self.sources, strict=True):
-            for s, image in source.items():
-                phase[s].add_(image, alpha=float(value))
-        return phase
+        return draw_sources(matter[0], self.sources, self.larger.waves.slices)
 
     def matter(self, arrangement: Arrangement) -> Array:
         """Of the atoms in an arrangement of ``FoldedSearch``."""
         return matter_of_atoms(replace(arrangement, column=np.zeros_like(arrangement.column)), 1, self.bins)
 
-    def expand(self, matter: Array, indices: Indices) -> Matter:
-        """The misfit around some matter, to second order, products included."""
-        parts = self.larger.waves.quadratic(self.phase(matter), self.sources, indices, [range(self.bins)])
-        return Matter(*parts, matter, (0,))
+    def expand(self, phase: Tensor, centre: Array, indices: Indices) -> Matter:
+        """The misfit around some matter and its phase, to second order, products included."""
+        parts = self.larger.waves.quadratic(phase, self.sources, indices, [range(self.bins)])
+        return Matter(*parts, centre, (0,))
 
 
 class FoldedSearch:
@@ -170,13 +172,17 @@ class FoldedSearch:
         self.known = elements is not None
         self.elements = possible_elements(elements)
 
+    @property
+    def longest_A(self) -> float:
+        """Of the periods that are tried."""
+        return LONGEST_PART * self.slices * self.slice_thickness_A
+
     def stackings(self, period_A: float | None = None) -> list[Stacking]:
         """Periods and shifts whose matter, none of it negative, gains nearly as much as any, without products.
 
         Periods that put every depth into the same slices are one, their middle. ``period_A``: where it is known.
         """
-        longest = LONGEST_PART * self.slices * self.slice_thickness_A
-        periods = np.arange(SHORTEST_A, longest, PERIOD_STEP_A) if period_A is None else np.array([period_A])
+        periods = np.arange(SHORTEST_A, self.longest_A, PERIOD_STEP_A) if period_A is None else np.array([period_A])
         found: list[Stacking] = []
         for shift in self.folded.shifts:
             tables = [self.slots(float(period), shift).slices for period in periods]
@@ -184,16 +190,14 @@ class FoldedSearch:
             for first, end in zip(starts, [*starts[1:], len(tables)], strict=True):
                 found.append(Stacking(float(periods[first:end].mean()), shift, self._gain(tables[first])))
         most = max(stacking.gain for stacking in found)
-        return [stacking for stacking in found if stacking.gain > NEARLY * most]
+        return [stacking for stacking in found if stacking.gain >= most - (1 - NEARLY) * abs(most)]
 
     def _gain(self, table: Array) -> float:
         """Nats that the best matter in slots gains over the expansion's centre, without products."""
         count = table.shape[1]
         gradient, fisher = self.matter.gradient[:count], self.matter.fisher[:count, :count]
         centre = self.matter.centre[0, :count]
-        root = np.linalg.cholesky(table @ fisher @ table.T + RIDGE * np.eye(len(table)))
-        slope = table @ (gradient - fisher @ centre)
-        x = lsq_linear(root.T, -np.linalg.solve(root, slope), (0, np.inf), method="bvls").x
+        x = bounded_step(table @ (gradient - fisher @ centre), table @ fisher @ table.T, np.zeros(len(table)))
         away = x @ table - centre
         return -float(gradient @ away + 0.5 * away @ fisher @ away)
 
@@ -218,7 +222,10 @@ class FoldedSearch:
         ends = []
         for step in (-FINE_STEP_A, FINE_STEP_A):
             end = stacking.period_A
-            while np.array_equal(self.slots(end + step, stacking.shift).slices, table):
+            # no further than periods are tried: long ones may all be alike
+            while 0 < end + step < max(self.longest_A, stacking.period_A) and np.array_equal(
+                self.slots(end + step, stacking.shift).slices, table
+            ):
                 end += step
             ends.append(end)
         return ends[0], ends[1]
@@ -241,7 +248,7 @@ class FoldedSearch:
         )
         metal = ~np.isin(self.elements, NON_METALS)
         return [
-            self._arrangement(stacking, slots, found.label[0], found.energy, problem)
+            as_arrangement(found, self.elements, problem, slots, stacking.period_A, stacking.shift)
             for found in best_occupations(problem, metal, self._too_near(stacking, NEAREST_METALS_A), count)
         ]
 
@@ -253,21 +260,3 @@ class FoldedSearch:
             room = replace(slots, width_A=np.maximum(slots.width_A - ROOM_A, 0.0))
             near.append(too_near(self.folded.columns, room, period, stacking.shift, nearest_A))
         return np.asarray(np.logical_and.reduce(near))
-
-    def _arrangement(
-        self, stacking: Stacking, slots: Slots, label: npt.NDArray[np.int64], energy: float, problem: Problem
-    ) -> Arrangement:
-        slot = np.flatnonzero(label)
-        element = label[slot] - 1
-        prior = float(problem.own_cost(label[None])[0] + problem.first_cost * len(np.unique(element)))
-        return Arrangement(
-            stacking.period_A,
-            np.zeros(len(slot), np.int64),
-            self.elements[element],
-            slots.depth_A[slot],
-            slot,
-            slots.slices[slot],
-            energy,
-            prior,
-            stacking.shift,
-        )

@@ -309,19 +309,20 @@ def _matter_gain(gains: CopyGains, period_A: float, shift: Array) -> float:
 def added_matter(gains: CopyGains, stacking: Stacking, bins: int) -> Array:
     """(columns, bins) of the matter, in oxygen atoms, that a stacking's gain comes from, beyond the even one."""
     parts = zip(*_by_bin(gains, stacking.period_A, stacking.shift), strict=True)
-    matter = np.array([_bounded_step(g, f, np.full(BINS, least)) for g, f, least in parts])
+    matter = np.array([bounded_step(g, f, np.full(BINS, least)) for g, f, least in parts])
     there, here = (np.arange(bins) + 0.5) / bins, (np.arange(BINS) + 0.5) / BINS
     return np.array([np.interp(there, here, row, period=1.0) for row in matter]) * (BINS / bins)
 
 
-def _bounded_step(gradient: Array, curvature: Array, least: Array) -> Array:
+def bounded_step(gradient: Array, curvature: Array, least: Array) -> Array:
+    """The (parameters,) step of least ``gradient x + x curvature x / 2``, with a weak prior, none of it below ``least``."""
     root = np.linalg.cholesky(curvature + FREE_NATS * np.eye(len(gradient)))
     return np.asarray(lsq_linear(root.T, -np.linalg.solve(root, gradient), (least - 1e-9, np.inf), method="bvls").x)
 
 
 def _bounded_gain(gradient: Array, curvature: Array, least: Array) -> float:
     """The most that ``-gradient x - x curvature x / 2`` can be with x not below ``least``."""
-    x = _bounded_step(gradient, curvature, least)
+    x = bounded_step(gradient, curvature, least)
     return -float(gradient @ x + 0.5 * x @ curvature @ x)
 
 
