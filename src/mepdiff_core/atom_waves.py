@@ -152,7 +152,10 @@ class AtomWaves:
         self.waves_grid = self.pixels * quarter // 4
         self.slices, self.slice_thickness_A = slices, slice_thickness_A
         self.device = torch.device(device)
-        self._limit = torch.as_tensor(self._bandwidth(self.waves_grid), dtype=torch.float32, device=self.device)
+        limit = self._bandwidth(self.waves_grid)
+        if self.waves_grid % 2 == 0:  # of Nyquist's frequency the grid has but one sign
+            limit[self.waves_grid // 2] = limit[:, self.waves_grid // 2] = False
+        self._limit = torch.as_tensor(limit, dtype=torch.float32, device=self.device)
         self.renderer, self._flat = (
             Renderer(
                 (self.drawn, self.drawn),
@@ -197,7 +200,7 @@ class AtomWaves:
 
     def _bandwidth(self, grid: int) -> npt.NDArray[np.bool_]:
         ky, kx = frequencies(grid, self.model_pixel_A)
-        return np.asarray(np.hypot(ky, kx) <= BANDWIDTH / (2 * self.drawn_pixel_A))
+        return np.array(np.hypot(ky, kx) <= BANDWIDTH / (2 * self.drawn_pixel_A))
 
     def draw(self, positions_A: npt.NDArray[np.floating], numbers: npt.NDArray[np.integer]) -> Tensor:
         """Phase of each slice, (slices, drawn, drawn) rad, of atoms at (z, y, x) Å in the frame of the scan's positions."""
@@ -236,16 +239,25 @@ class AtomWaves:
 
     def transmission(self, phase: Tensor) -> Tensor:
         """(slices, y, x) complex at the model's pixel, from phases at the drawing's."""
-        return torch.stack([self.to_model(torch.polar(torch.ones_like(plane), plane)) for plane in phase])
+        return torch.stack([self._cut(torch.polar(torch.ones_like(plane), plane)) for plane in phase])
 
     def to_model(self, drawn: Tensor) -> Tensor:
-        """(..., y, x) on the drawing's grid, cut off beyond the model's frequencies."""
-        spectrum = torch.fft.fftshift(torch.fft.fft2(drawn), dim=(-2, -1))
-        first = self.drawn // 2 - self.waves_grid // 2
-        inside = slice(first, first + self.waves_grid)
-        cut = torch.fft.ifftshift(spectrum[..., inside, inside], dim=(-2, -1)) * self._limit
-        result: Tensor = torch.fft.ifft2(cut) * (self.waves_grid / self.drawn) ** 2
+        """(..., y, x) real on the drawing's grid, cut off beyond the model's frequencies."""
+        n = self.waves_grid
+        low = self._low(torch.fft.rfft2(drawn)[..., : n // 2 + 1], -2) * self._limit[:, : n // 2 + 1]
+        result: Tensor = torch.fft.irfft2(low, s=(n, n)) * (n / self.drawn) ** 2
         return result
+
+    def _cut(self, drawn: Tensor) -> Tensor:
+        """The same of complex values."""
+        low = self._low(self._low(torch.fft.fft2(drawn), -2), -1) * self._limit
+        result: Tensor = torch.fft.ifft2(low) * (self.waves_grid / self.drawn) ** 2
+        return result
+
+    def _low(self, spectrum: Tensor, axis: int) -> Tensor:
+        """A transform on the drawing's grid without the frequencies along an axis that the waves' grid lacks."""
+        n = self.waves_grid
+        return torch.cat([spectrum.narrow(axis, 0, (n + 1) // 2), spectrum.narrow(axis, self.drawn - n // 2, n // 2)], axis)
 
     def to_drawn(self, model: Tensor) -> Tensor:
         """The adjoint of ``to_model`` for real images: from a derivative at the model's pixel to one at the drawing's."""
@@ -263,7 +275,7 @@ class AtomWaves:
             amplitude = self._amplitudes(self._forward(transmission, part)[1])
             return self._expected(amplitude)
 
-        return torch.cat(self._shared_out(work, indices))
+        return torch.cat(list(self._shared_out(work, indices)))
 
     def misfit(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
         """(positions,) half the Poisson deviance of each pattern, nats: the negative log-likelihood above the data's own."""
@@ -348,10 +360,10 @@ class AtomWaves:
             rows *= ((2 * expected + counts + 3 * few) / (3 * expected * (expected + few))).sqrt().reshape(-1)
             return float(self.deviance(expected, part).sum()), gradient, (rows @ rows.T).double()
 
-        results = self._shared_out(work, indices)
-        gradient = torch.stack([g for _, g, _ in results]).sum(0)
-        fisher = torch.stack([f for _, _, f in results]).sum(0)
-        return sum(m for m, _, _ in results), gradient.cpu().numpy(), fisher.cpu().numpy()
+        misfit, gradient, fisher = 0.0, torch.tensor(0.0), torch.tensor(0.0)
+        for more, slope, curvature in self._shared_out(work, indices):  # a matrix at a time: all would fill the memory
+            misfit, gradient, fisher = misfit + more, slope.add_(gradient), curvature.add_(fisher)
+        return misfit, gradient.cpu().numpy(), fisher.cpu().numpy()
 
     def _added(
         self,
@@ -441,8 +453,8 @@ class AtomWaves:
         work: Callable[[npt.NDArray[np.integer]], Result],
         indices: npt.NDArray[np.integer],
         size: int = PATTERNS_AT_ONCE,
-    ) -> list[Result]:
-        """``work`` on a few patterns at a time; on a CPU in as many threads as torch has, each working alone.
+    ) -> Iterator[Result]:
+        """``work`` on a few patterns at a time, in order; on a CPU in as many threads as torch has, each working alone.
 
         Threads that share one small operation wait for each other, and much longer beside another busy process.
         """
@@ -453,11 +465,12 @@ class AtomWaves:
 
         parts, threads = _chunks(indices, size), torch.get_num_threads()
         if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
-            return [quietly(part) for part in parts]
+            yield from map(quietly, parts)
+            return
         torch.set_num_threads(1)
         try:
             with ThreadPoolExecutor(threads) as pool:
-                return list(pool.map(quietly, parts))
+                yield from pool.map(quietly, parts)
         finally:
             torch.set_num_threads(threads)
 
@@ -475,7 +488,7 @@ class AtomWaves:
                 self.waves.adjoint(transmission, few, spectrum, behind, dloss, gradient)
             return gradient[0]
 
-        return torch.stack(self._shared_out(work, indices, 8 * PATTERNS_AT_ONCE)).sum(0)
+        return torch.stack(list(self._shared_out(work, indices, 8 * PATTERNS_AT_ONCE))).sum(0)
 
     def _forward(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> tuple[list[Tensor], Tensor]:
         """The wave before each slice, and the exit wave's spectrum."""

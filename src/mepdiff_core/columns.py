@@ -211,7 +211,7 @@ def add_missing(
     if phase is None:
         phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
     gain = waves.gradient(phase, indices).mean(0)
-    atom = waves.to_model(waves.draw_flat(np.array([waves.origin_A]), 8)).real
+    atom = waves.to_model(waves.draw_flat(np.array([waves.origin_A]), 8))
     matched = torch.fft.ifft2(torch.fft.fft2(gain) * torch.fft.fft2(atom).conj()).real.cpu().numpy()
 
     steps = np.ceil(np.linalg.norm(columns.lattice_A, axis=1) / 0.1).astype(int)

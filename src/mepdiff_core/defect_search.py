@@ -128,7 +128,7 @@ def _by_site(waves: AtomWaves, gradient: Tensor, sites: Array, numbers: npt.NDAr
     amount, place = np.zeros(len(sites)), np.zeros((len(sites), 2))
     frequency = 2j * np.pi * torch.fft.fftfreq(waves.waves_grid, waves.model_pixel_A, device=gradient.device)
     for number in np.unique(numbers):
-        atom = torch.fft.fft2(waves.to_model(waves.draw_flat(np.array([waves.origin_A]), int(number))).real)
+        atom = torch.fft.fft2(waves.to_model(waves.draw_flat(np.array([waves.origin_A]), int(number))))
         matched = transformed * atom.conj()
         for s in np.unique(slices[numbers == number]):
             mine = np.flatnonzero((numbers == number) & (slices == s))

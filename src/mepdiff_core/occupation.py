@@ -106,7 +106,8 @@ class Problem:
 
     def own_cost(self, labels: Labels) -> Array:
         """(n,) nats of (n, slots) labels by the elements' and the slots' costs."""
-        return np.asarray(np.concatenate([[0.0], self.element_cost])[labels].sum(1) + (labels > 0) @ self.slot_cost)
+        of_elements = np.concatenate([[0.0], self.element_cost])[labels] @ np.ones(labels.shape[1])
+        return np.asarray(of_elements + (labels > 0) @ self.slot_cost)
 
     def patterns(self, column: int, kinds: int, most: int, longest: int) -> Labels:
         """(n, slots) labels of up to ``kinds`` elements, no two atoms too near; of more atoms while the list is short."""
@@ -223,10 +224,9 @@ class Chain:
 
     def _first(self, labels: Labels, new: npt.NDArray[np.bool_]) -> Array:
         """(n,) cost of the elements that no other column has."""
-        count = np.zeros(len(labels))
-        for label in np.unique(labels):
-            if new[label]:
-                count += (labels == label).any(1)
+        count, each = np.zeros(len(labels)), np.ones(labels.shape[1])
+        for label in np.flatnonzero(new & (np.bincount(labels.ravel(), minlength=len(new)) > 0)):
+            count += (labels == label) @ each > 0
         return self.p.first_cost * count
 
     def _draw_uniform(self, column: int, temperature: float) -> None:

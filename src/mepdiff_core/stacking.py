@@ -105,7 +105,7 @@ def copy_gains(
     painter, slices = Painter(waves, columns), waves.slices
     phase = (painter.flat() / slices)[None].repeat(slices, 1, 1)
     gradient = waves.gradient(phase, indices)
-    atom = waves.to_model(waves.draw_flat(np.array([waves.origin_A]), 8)).real
+    atom = waves.to_model(waves.draw_flat(np.array([waves.origin_A]), 8))
     spectrum = np.conj(np.fft.fft2(atom.cpu().numpy()))
     matched = np.fft.ifft2(np.fft.fft2(gradient.cpu().numpy()) * spectrum).real
     sources = [{s: painter.element(8)[i]} for i in range(len(columns)) for s in range(slices)]
