@@ -120,15 +120,16 @@ def test_even_matter_draws_even_columns(
         assert distance(model.phase_of_matter(model.even_matter), model.even) < 1e-4
 
 
-def test_matter_is_drawn_as_its_sources_add_up(shifted: tuple[CrystalModel, Arrangement]) -> None:
-    model, _ = shifted
+@pytest.mark.parametrize("which", ["flat", "shifted"])
+def test_matter_is_drawn_as_its_sources_add_up(which: str, request: pytest.FixtureRequest) -> None:
+    model, _ = request.getfixturevalue(which)
     matter = np.random.default_rng(0).uniform(0, 2, model.even_matter.shape)
-    total = torch.zeros_like(model.even)
+    total = torch.zeros_like(model.waves.to_model(model.even))
     values = np.concatenate([matter[:, : model.bins].ravel(), matter[:, model.bins :].ravel()])
     for value, source in zip(values, model.sources, strict=True):
         for s, image in source.items():
             total[s] += float(value) * image
-    assert distance(model.phase_of_matter(matter), total) < 1e-5
+    assert distance(model.waves.to_model(model.phase_of_matter(matter)), total) < 1e-5
 
 
 def test_shifted_matter_follows_its_cells(shifted: tuple[CrystalModel, Arrangement]) -> None:

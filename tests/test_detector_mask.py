@@ -120,7 +120,7 @@ def judged_by_waves(scan: Scan, cell: UnitCell) -> dict[str, npt.NDArray[np.floa
     """Everything that the crystal solver asks patterns for, at a cell."""
     waves, some = AtomWaves(scan, 4, 1.6), np.array([3, 11, 40])
     phase = draw_cell(waves, cell)
-    sources = [{s: waves.draw_flat(np.array([[1.0 + s, 1.3]]), 22)} for s in range(2)]
+    sources = [{s: waves.to_model(waves.draw_flat(np.array([[1.0 + s, 1.3]]), 22))} for s in range(2)]
     misfit, gradient, curvature = waves.quadratic(phase, sources, some, [[0, 1]])
     model = CrystalModel(waves, Columns(cell.lattice_A[:2, 1:], np.zeros(2), np.zeros((1, 2)), np.ones((1, FEATURES))))
     return {

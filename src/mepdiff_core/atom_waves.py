@@ -50,7 +50,7 @@ FEW_ELECTRONS = 0.1
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 Sources = Sequence[Mapping[int, Tensor]]
-"""For each parameter: slice -> derivative of that slice's phase by it, on the drawing's grid."""
+"""For each parameter: slice -> derivative of that slice's phase by it, at the model's pixel (``plane``, ``to_model``)."""
 
 
 class _Windows:
@@ -243,13 +243,17 @@ class AtomWaves:
 
     def to_model(self, drawn: Tensor) -> Tensor:
         """(..., y, x) real on the drawing's grid, cut off beyond the model's frequencies."""
+        return self.plane(torch.fft.rfft2(drawn))
+
+    def plane(self, spectrum: Tensor) -> Tensor:
+        """(..., y, x) at the model's pixel, from an image's transform on the drawing's grid."""
         n = self.waves_grid
-        low = self._low(torch.fft.rfft2(drawn)[..., : n // 2 + 1], -2) * self._limit[:, : n // 2 + 1]
+        low = self._low(spectrum[..., : n // 2 + 1], -2) * self._limit[:, : n // 2 + 1]
         result: Tensor = torch.fft.irfft2(low, s=(n, n)) * (n / self.drawn) ** 2
         return result
 
     def _cut(self, drawn: Tensor) -> Tensor:
-        """The same of complex values."""
+        """What ``to_model`` does, of complex values."""
         low = self._low(self._low(torch.fft.fft2(drawn), -2), -1) * self._limit
         result: Tensor = torch.fft.ifft2(low) * (self.waves_grid / self.drawn) ** 2
         return result
@@ -258,15 +262,6 @@ class AtomWaves:
         """A transform on the drawing's grid without the frequencies along an axis that the waves' grid lacks."""
         n = self.waves_grid
         return torch.cat([spectrum.narrow(axis, 0, (n + 1) // 2), spectrum.narrow(axis, self.drawn - n // 2, n // 2)], axis)
-
-    def to_drawn(self, model: Tensor) -> Tensor:
-        """The adjoint of ``to_model`` for real images: from a derivative at the model's pixel to one at the drawing's."""
-        spectrum = torch.fft.fftshift(torch.fft.fft2(model) * self._limit, dim=(-2, -1))
-        wide = torch.zeros((*model.shape[:-2], self.drawn, self.drawn), dtype=spectrum.dtype, device=self.device)
-        first = self.drawn // 2 - self.waves_grid // 2
-        wide[..., first : first + self.waves_grid, first : first + self.waves_grid] = spectrum
-        result: Tensor = torch.fft.ifft2(torch.fft.ifftshift(wide, dim=(-2, -1))).real
-        return result
 
     def predict(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> Tensor:
         """(positions, n, n) expected electrons, background included, zero frequency at the corner."""
@@ -313,8 +308,6 @@ class AtomWaves:
             information. Sums in float64.
         """
         transmission = self.transmission(phase)
-        images = {id(image): image for source in sources for image in source.values()}
-        planes = {key: self.to_model(image) for key, image in images.items()}
         order = sorted(range(len(sources)), key=lambda p: min(sources[p], default=self.slices))
         blocks = [
             (windows, some[first : first + SOURCES_AT_ONCE])
@@ -336,7 +329,7 @@ class AtomWaves:
             rows = torch.zeros(count, *expected.shape, device=self.device)
             kept: dict[int, Tensor] = {}
             for windows, block in blocks:
-                seen = self._added(windows, transmission, turned, before, part, [sources[p] for p in block], planes)
+                seen = self._added(windows, transmission, turned, before, part, [sources[p] for p in block])
                 rows[block] = (seen.real * twice.real + seen.imag * twice.imag).sum(2)
                 kept |= {p: wave for p, wave in zip(block, seen, strict=True) if p in followed}
             first = len(sources)
@@ -345,7 +338,7 @@ class AtomWaves:
                 for j in range(len(part)):
                     here = [wave[:, j : j + 1] for wave in before]
                     done = first
-                    for seen in self._added_by_pairs(self._narrow, transmission, turned, here, part[j], members, planes):
+                    for seen in self._added_by_pairs(self._narrow, transmission, turned, here, part[j], members):
                         wave = twice[j : j + 1]
                         rows[done : done + len(seen), j : j + 1] = (seen.real * wave.real + seen.imag * wave.imag).sum(2)
                         done += len(seen)
@@ -373,7 +366,6 @@ class AtomWaves:
         before: list[Tensor],
         indices: npt.NDArray[np.integer],
         sources: Sources,
-        planes: Mapping[int, Tensor],
     ) -> Tensor:
         """(sources, positions, modes, n, n) what each source adds to the amplitudes."""
         n, inner, places = windows.side, windows.inner, [windows.place(index) for index in indices]
@@ -381,7 +373,7 @@ class AtomWaves:
         added = torch.zeros(shape, dtype=torch.complex64, device=self.device)
         started = False
         for s in range(self.slices):
-            here = [(b, planes[id(source[s])]) for b, source in enumerate(sources) if s in source]
+            here = [(b, source[s]) for b, source in enumerate(sources) if s in source]
             for j, window in enumerate(places):
                 if started:
                     added[:, j].mul_(transmission[s][window])
@@ -402,12 +394,11 @@ class AtomWaves:
         before: list[Tensor],
         index: int,
         sources: Sources,
-        planes: Mapping[int, Tensor],
     ) -> Iterator[Tensor]:
         """What the products of two sources add to one pattern's amplitudes, a few pairs at a time, in order."""
         n, inner, window, modes = windows.side, windows.inner, windows.place(index), len(self.waves.probe)
         through = transmission[(slice(None), *window)]
-        images = [{s: planes[id(image)][window] for s, image in source.items()} for source in sources]
+        images = [{s: image[window] for s, image in source.items()} for source in sources]
         arriving: list[Tensor] = []  # (sources, modes, n, n) first-order waves before each slice
         psi = torch.zeros(len(sources), modes, n, n, dtype=torch.complex64, device=self.device)
         for s in range(self.slices):

@@ -93,32 +93,36 @@ class Painter:
 
     @cached_property
     def shapes(self) -> list[Tensor]:
-        """For each feature (columns, drawn, drawn)."""
-        return [torch.stack([self.waves.image(s * factor) for s in self.spectra]) for factor in self.factors]
+        """For each feature (columns, y, x) at the model's pixel."""
+        return [torch.stack([self.waves.plane(s * factor) for s in self.spectra]) for factor in self.factors]
+
+    def flat(self, amounts: Array | None = None) -> Tensor:
+        """(drawn, drawn) projected phase of all columns, rad; ``amounts``: (columns, features) instead of their own."""
+        amounts = self.columns.amounts if amounts is None else amounts
+        return self.waves.image(sum_of(s * self._factor(row) for s, row in zip(self.spectra, amounts, strict=True)))
 
     def column(self, index: int) -> Tensor:
-        """(drawn, drawn) projected phase of one column, rad."""
-        return self.waves.image(self.spectra[index] * self._factor(index))
-
-    def flat(self) -> Tensor:
-        """(drawn, drawn) projected phase of all columns, rad."""
-        return self.waves.image(sum_of(s * self._factor(i) for i, s in enumerate(self.spectra)))
+        """(y, x) projected phase of one column at the model's pixel, rad."""
+        return self.waves.plane(self._spectrum(index))
 
     def moved(self, index: int, axis: int) -> Tensor:
-        """Derivative of a column's image by its place along y (0) or x (1), rad/Å."""
-        return self.waves.image(self.spectra[index] * self._factor(index) * self.waves.slope(axis))
+        """Derivative of that by the column's place along y (0) or x (1), rad/Å."""
+        return self.waves.plane(self._spectrum(index) * self.waves.slope(axis))
 
     def stretched(self, vector: int) -> Tensor:
-        """(2, drawn, drawn) derivative of the image by the (y, x) components of a lattice vector, rad/Å."""
+        """(2, y, x) derivative of all columns' by the (y, x) components of a lattice vector, rad/Å."""
         inverse = np.linalg.inv(self.columns.lattice_A)
         total = sum_of(
-            self.waves.spectrum(p, ((p - self.columns.origin_A) @ inverse)[:, vector]) * self._factor(i)
-            for i, p in enumerate(self.places)
+            self.waves.spectrum(p, ((p - self.columns.origin_A) @ inverse)[:, vector]) * self._factor(row)
+            for p, row in zip(self.places, self.columns.amounts, strict=True)
         )
-        return torch.stack([self.waves.image(total * self.waves.slope(axis)) for axis in range(2)])
+        return torch.stack([self.waves.plane(total * self.waves.slope(axis)) for axis in range(2)])
 
-    def _factor(self, index: int) -> Tensor:
-        return sum_of(f * float(a) for f, a in zip(self.factors, self.columns.amounts[index], strict=True))
+    def _spectrum(self, index: int) -> Tensor:
+        return self.spectra[index] * self._factor(self.columns.amounts[index])
+
+    def _factor(self, amounts: Array) -> Tensor:
+        return sum_of(f * float(a) for f, a in zip(self.factors, amounts, strict=True))
 
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:
@@ -224,7 +228,7 @@ def add_missing(
         cell += map_coordinates(matched, places.reshape(-1, 2).T, order=1, mode="constant").reshape(cell.shape)
     # what an oxygen column's information is: that of the weakest known column's first feature
     weakest = int(np.argmin(columns.amounts[:, 0]))
-    source = [dict.fromkeys(range(waves.slices), painter.element(8)[weakest] * share)]
+    source = [dict.fromkeys(range(waves.slices), waves.to_model(painter.element(8)[weakest]) * share)]
     _, _, fisher = waves.quadratic(phase, source, indices)
     score = -cell / np.sqrt(fisher[0, 0])
     tiled = np.tile(score, (3, 3))

@@ -98,7 +98,8 @@ class CrystalModel:
         """(slices, drawn, drawn) of (columns, bins + other features) matter, rad."""
         if self.stacking is not None:
             return draw_matter(self.painter, self.stacking, matter, self.bins, self.thickness_A)
-        return draw_sources(self._flat(matter), self.sources, self.waves.slices)
+        others = matter[:, self.bins :] / self.bins
+        return torch.stack([self.painter.flat(np.column_stack([level, others])) for level in matter[:, : self.bins].T])
 
     def matter(self, arrangement: Arrangement) -> Array:
         """(columns, bins + other features) of the atoms."""
@@ -138,7 +139,7 @@ class CrystalModel:
     def score(self, phase: Tensor, indices: Indices) -> Array:
         """(columns * (bins + other features),) gradient of the misfit by matter, nats: an expansion's, but from one pass
         back through the waves, so that all patterns may have their say."""
-        gradient = self.waves.to_drawn(self.waves.gradient(phase, indices))
+        gradient = self.waves.gradient(phase, indices)
         return np.array(
             [
                 sum(float(torch.vdot(gradient[s].ravel(), image.ravel())) for s, image in source.items())
@@ -238,13 +239,3 @@ class CrystalModel:
             np.full((n, 3), np.nan) if spread_A is None else spread_A,
             tuple(((int(z), 1.0),) for z in arrangement.number) if candidates is None else candidates,
         )
-
-
-def draw_sources(values: Array, sources: Sequence[Mapping[int, Tensor]], slices: int) -> Tensor:
-    """(slices, y, x) phase, rad, of (parameters,) values of what each source adds to some slices."""
-    some = next(image for source in sources for image in source.values())
-    phase = torch.zeros((slices, *some.shape), device=some.device)
-    for value, source in zip(values, sources, strict=True):
-        for s, image in source.items():
-            phase[s].add_(image, alpha=float(value))
-    return phase

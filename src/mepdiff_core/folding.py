@@ -16,11 +16,12 @@ from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from mepdiff_core.batches import Indices
 from mepdiff_core.columns import Columns, sum_of
-from mepdiff_core.crystal_model import CrystalModel, draw_sources
+from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.depth import (
     ATOM_COST,
     ELEMENT_COST,
@@ -138,7 +139,10 @@ class FoldedModel:
 
     def phase(self, matter: Array) -> Tensor:
         """(slices, drawn, drawn) phase, rad, of matter."""
-        return draw_sources(matter[0], self.sources, self.larger.waves.slices)
+        columns, painter = len(self.larger.columns), self.larger.painter
+        first = matter[0, : self.bins].reshape(columns, -1)
+        others = np.tile(matter[0, self.bins :] / self.bins, (columns, 1))
+        return torch.stack([painter.flat(np.column_stack([level, others])) for level in first.T])
 
     def matter(self, arrangement: Arrangement) -> Array:
         """Of the atoms in an arrangement of ``FoldedSearch``."""

@@ -16,8 +16,6 @@ from itertools import combinations, product
 import numpy as np
 import numpy.typing as npt
 
-from mepdiff_core.atom_waves import pairs_of
-
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
@@ -76,16 +74,19 @@ class Problem:
 
     @cached_property
     def values(self) -> Array:
-        """(1 + elements, features) of a label."""
-        return np.concatenate([np.zeros((1, self.table.shape[1])), self.table])
+        """(features, 1 + elements) of a label."""
+        return np.concatenate([np.zeros((self.table.shape[1], 1)), self.table.T], axis=1)
 
     def parameters(self, column: int, labels: Labels) -> Array:
         """(n, parameters of the column) of (n, slots) labels."""
-        first = self.values[:, 0][labels] @ self.bins
-        copies = self.bins.sum(1)
-        others = [self.values[:, f][labels] @ copies for f in range(1, self.table.shape[1])]
-        matter = np.concatenate([first, np.array(others).reshape(len(others), len(labels)).T], 1) - self.centre[column]
-        return np.concatenate([matter, products(matter[:, : self.bins.shape[1]])], 1) if column in self.heavy else matter
+        bins, copies = self.bins.shape[1], self.bins.sum(1)
+        first, *others = self.values
+        matter = np.empty((len(labels), bins + len(others)))
+        matter[:, :bins] = first.take(labels) @ self.bins
+        for f, value in enumerate(others):
+            matter[:, bins + f] = value.take(labels) @ copies
+        matter -= self.centre[column]
+        return np.concatenate([matter, products(matter[:, :bins])], 1) if column in self.heavy else matter
 
     @cached_property
     def _uniform(self) -> dict[tuple[int, int], tuple[Labels, Array, Array]]:
@@ -208,8 +209,8 @@ class Chain:
         others = self.label.copy()
         others[column] = 0
         blocked = np.tensordot(self.p.near[column], others > 0, 2) > 0
-        new = ~np.isin(np.arange(len(self.p.values)), others)
-        new[0] = False
+        new = np.ones(1 + len(self.p.table), bool)
+        new[others] = new[0] = False
         return slope, np.where(blocked, CLASH_NATS, 0.0), new
 
     def _costs(self, column: int, labels: Labels) -> Array:
@@ -282,15 +283,18 @@ class Chain:
         self._relabel(old, np.append(old, some), temperature)
 
     def _relabel(self, old: int, targets: Labels, temperature: float) -> None:
-        rows = [np.where(self.label == old, target, self.label) for target in targets]
-        x = np.zeros((len(targets), len(self.x)))
-        for i, place in enumerate(self.p.places):
-            x[:, place] = self.p.parameters(i, np.array([row[i] for row in rows]))
+        mine = self.label == old
+        rows = np.where(mine, targets[:, None, None], self.label)
+        x = np.tile(self.x, (len(targets), 1))
+        columns = [int(column) for column in np.flatnonzero(mine.any(1))]
+        for column in columns:
+            x[:, self.p.places[column]] = self.p.parameters(column, rows[:, column])
         costs = x @ self.p.gradient + 0.5 * np.einsum("np,np->n", x @ self.p.curvature, x)
-        costs += np.array([self._prior(row) for row in rows])
+        costs += self.p.own_cost(rows.reshape(-1, self.slots)).reshape(len(targets), -1).sum(1)
+        costs += self.p.first_cost * ~np.isin(targets, self.label[~mine])
         chosen = rows[self._pick(costs, temperature)]
-        for column in np.flatnonzero((chosen != self.label).any(1)):
-            self._set(int(column), chosen[column])
+        for column in columns:
+            self._set(column, chosen[column])
 
     def _pick(self, costs: Array, temperature: float) -> int:
         weight = np.cumsum(np.exp(-(costs - costs.min()) / temperature))
@@ -322,8 +326,13 @@ def places(columns: int, bins: int, others: int, heavy: tuple[int, ...]) -> list
 
 def products(matter: Array) -> Array:
     """(n, bins * (bins + 1) / 2) products of each two, half of the squares, in the order of ``pairs_of``."""
-    first, second = np.array(pairs_of(range(matter.shape[1]))).T
-    return matter[:, first] * matter[:, second] * np.where(first == second, 0.5, 1.0)
+    bins = matter.shape[1]
+    result, first = np.empty((len(matter), bins * (bins + 1) // 2)), 0
+    for i in range(bins):
+        np.multiply(matter[:, i:], matter[:, i : i + 1], out=result[:, first : first + bins - i])
+        result[:, first] /= 2
+        first += bins - i
+    return result
 
 
 @lru_cache(PATTERNS_KEPT)

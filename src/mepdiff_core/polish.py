@@ -146,7 +146,7 @@ class _Copies:
                 if weight.any():
                     spectra.append(waves.spectrum(self.places[k], weight) * waves.factor(int(self.cell.numbers[k])))
             if spectra:
-                planes[s] = waves.image(sum_of(spectra))
+                planes[s] = waves.plane(sum_of(spectra))
         return planes
 
     def _images(self, atoms: Iterable[int], weight: Callable[[int], Array], axis: int) -> Mapping[int, Tensor]:
@@ -159,5 +159,5 @@ class _Copies:
                     spectrum = waves.spectrum(self.places[k][here], weight(k)[here])
                     spectra.append(spectrum * waves.factor(int(self.cell.numbers[k])))
             if spectra:
-                planes[s] = waves.image(sum_of(spectra) * waves.slope(axis))
+                planes[s] = waves.plane(sum_of(spectra) * waves.slope(axis))
         return planes

@@ -108,7 +108,7 @@ def copy_gains(
     atom = waves.to_model(waves.draw_flat(np.array([waves.origin_A]), 8))
     spectrum = np.conj(np.fft.fft2(atom.cpu().numpy()))
     matched = np.fft.ifft2(np.fft.fft2(gradient.cpu().numpy()) * spectrum).real
-    sources = [{s: painter.element(8)[i]} for i in range(len(columns)) for s in range(slices)]
+    sources = [{s: plane} for plane in waves.to_model(painter.element(8)) for s in range(slices)]
     fisher = waves.quadratic(phase, sources, fewer)[2] * (len(indices) / len(fewer))
     inverse = np.linalg.inv(columns.lattice_A)
     found: dict[tuple[int, int], list[tuple[int, float, Array]]] = {}
@@ -237,14 +237,14 @@ def bin_sources(painter: Painter, stacking: Stacking, bins: int, thickness_A: fl
         for u in range(bins):
             there = np.flatnonzero(table[:, u].any(0))
             spectra = {int(s): waves.spectrum(where, table[:, u, s]) * painter.factors[0] for s in there}
-            result.append({s: waves.image(spectrum) for s, spectrum in spectra.items()})
+            result.append({s: waves.plane(spectrum) for s, spectrum in spectra.items()})
     share = thickness_A / stacking.period_A / waves.slices
     shared = [shape[i] * share for i in range(len(painter.places)) for shape in painter.shapes[1:]]
     return result + [dict.fromkeys(range(waves.slices), image) for image in shared]
 
 
 def draw_matter(painter: Painter, stacking: Stacking, matter: Array, bins: int, thickness_A: float) -> Tensor:
-    """(slices, drawn, drawn) phase, rad, of (columns, bins + other features) matter: what ``bin_sources`` add up to."""
+    """(slices, drawn, drawn) phase, rad, of (columns, bins + other features) matter, as ``bin_sources`` have it."""
     waves = painter.waves
     tables = _tables(painter, stacking, bins, thickness_A)
     weights = [np.einsum("nus,u->ns", table, row[:bins]) for table, row in zip(tables, matter, strict=True)]
