@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from mepdiff_core import occupation
 from mepdiff_core.element_features import element_table
@@ -259,6 +260,24 @@ def test_a_column_too_full_for_any_list_is_mended() -> None:
     start[0, (np.flatnonzero(label[0] == 0))[0]] = label[0, slot]
     best = Chain(problem, start, np.random.default_rng(0)).search(30.0, 1.0, 60)
     assert best.energy <= scratch(problem, label) + 1e-6
+
+
+def test_a_chain_leaves_the_other_cores_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its products are made by one thread, and who asked has as many as before."""
+
+    def threads() -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    seen: list[int] = []
+    descend, draw = Chain._descend, Chain._draw_element
+    monkeypatch.setattr(Chain, "_descend", lambda self: (seen.extend(threads()), descend(self)))
+    monkeypatch.setattr(Chain, "_draw_element", lambda self, t: (seen.extend(threads()), draw(self, t)))
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        Chain(toy(0, 3, 0.5), np.zeros((2, 3), np.int64), np.random.default_rng(0)).search(10.0, 1.0, 2)
+        assert threads() == before
+    assert 2 in before
+    assert set(seen) == {1}
 
 
 def test_search_never_ends_worse_than_it_began() -> None:

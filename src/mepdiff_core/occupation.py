@@ -9,12 +9,15 @@ J. Comput. Graph. Stat. 14 (2005) 795 for sampling on an approximation that the 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
 
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -156,7 +159,8 @@ class Chain:
                 best = self.now()
         self.label = best.label.copy()
         self._refresh()
-        self._descend()
+        with _one_thread():
+            self._descend()
         return self.now()
 
     def _descend(self) -> None:
@@ -177,10 +181,11 @@ class Chain:
         """Every column once, from a list drawn by chance, then one element as a whole; then the energy anew."""
         moves = (self._draw_uniform, self._draw_mixed, self._draw_box)
         shares = (0.2, 0.4, 0.4) if self.exact else (0.4, 0.3, 0.3)
-        for column in self.rng.permutation(self.columns):
-            moves[int(self.rng.choice(3, p=shares))](int(column), temperature)
-        self._draw_element(temperature)
-        self._refresh()
+        with _one_thread():
+            for column in self.rng.permutation(self.columns):
+                moves[int(self.rng.choice(3, p=shares))](int(column), temperature)
+            self._draw_element(temperature)
+            self._refresh()
 
     def candidates(self, column: int, slot: int) -> Array:
         """(elements,) probability that the atom there is each of them, all else as it is."""
@@ -308,6 +313,18 @@ class Chain:
         self.slope += self.p.curvature[:, place] @ step
         self.x[place] += step
         self.label[column] = label
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """For products of matrices as small as a chain's: threads would wait for each other, and beside another busy process
+    three times as long as the products take."""
+    limited: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
+    return limited
 
 
 def places(columns: int, bins: int, others: int, heavy: tuple[int, ...]) -> list[npt.NDArray[np.int64]]:
