@@ -11,9 +11,10 @@ import pytest
 import torch
 from scipy.special import kl_div
 
-from mepdiff_core.atom_waves import AtomWaves, pairs_of
+from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.crystals import Crystal, cut_box
 from mepdiff_core.errors import InputError
+from mepdiff_core.expansion import pairs_of, quadratic
 from mepdiff_core.optics import Optics
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import ModelConfig
@@ -124,7 +125,7 @@ def test_misfit_vanishes_where_the_model_made_the_counts(clean: Scan, phase: tor
     itself = make_waves(replace(clean, counts=own), 5e-4)
     assert np.abs(itself.misfit(transmission, EVERY)).max() < 1e-3
     sources = [{0: itself.to_model(itself.draw_flat(np.array([[1.0, 1.3]]), 22))}]
-    misfit, gradient, fisher = itself.quadratic(phase, sources, SOME)
+    misfit, gradient, fisher = quadratic(itself, phase, sources, SOME)
     assert abs(misfit) < 1e-3
     assert abs(gradient[0]) < 1e-3 * np.sqrt(fisher[0, 0])
 
@@ -170,7 +171,7 @@ def test_quadratic_is_the_misfits_expansion(waves: AtomWaves, phase: torch.Tenso
     """Gradient by central differences to 1 %, curvature as weighed J^T J with a numeric J to 0.1 %."""
     weak = 0.7 * phase
     sources = example_sources(waves)
-    misfit, gradient, fisher = waves.quadratic(weak, at_model(waves, sources), SOME)
+    misfit, gradient, fisher = quadratic(waves, weak, at_model(waves, sources), SOME)
     expected = waves.predict(waves.transmission(weak), SOME).double()
     assert misfit == pytest.approx(waves.deviance(expected, SOME).sum(), rel=1e-6)
     assert misfit == pytest.approx(waves.misfit(waves.transmission(weak), SOME).sum(), rel=1e-6)
@@ -198,10 +199,10 @@ def test_products_carry_the_waves_to_second_order(waves: AtomWaves, phase: torch
         {s: waves.draw_flat(np.array([place]), number)}
         for s, place, number in ((0, (1.0, 1.2), 40), (2, (1.0, 1.2), 40), (2, (1.3, 1.0), 20))
     ]
-    _, gradient, curvature = waves.quadratic(weak, at_model(waves, sources), SOME, [range(3)])
+    _, gradient, curvature = quadratic(waves, weak, at_model(waves, sources), SOME, [range(3)])
     assert gradient.shape == (9,)
     assert curvature.shape == (9, 9)
-    plain = waves.quadratic(weak, at_model(waves, sources), SOME)
+    plain = quadratic(waves, weak, at_model(waves, sources), SOME)
     assert gradient[:3] == pytest.approx(plain[1], rel=1e-5)
     assert curvature[:3, :3] == pytest.approx(plain[2], rel=1e-5)
     expected = waves.predict(waves.transmission(weak), SOME).double()
@@ -228,11 +229,11 @@ def test_products_carry_the_waves_to_second_order(waves: AtomWaves, phase: torch
 
 def test_quadratics_of_parts_add_up(noisy: AtomWaves, phase: torch.Tensor) -> None:
     sources = example_sources(noisy)
-    whole = noisy.quadratic(phase, at_model(noisy, sources), SOME)
-    parts = [noisy.quadratic(phase, at_model(noisy, sources), part) for part in (SOME[:1], SOME[1:])]
+    whole = quadratic(noisy, phase, at_model(noisy, sources), SOME)
+    parts = [quadratic(noisy, phase, at_model(noisy, sources), part) for part in (SOME[:1], SOME[1:])]
     for i in range(3):
         assert whole[i] == pytest.approx(parts[0][i] + parts[1][i], rel=1e-5)
-    shuffled = noisy.quadratic(phase, at_model(noisy, sources[::-1]), SOME)
+    shuffled = quadratic(noisy, phase, at_model(noisy, sources[::-1]), SOME)
     assert shuffled[1][::-1] == pytest.approx(whole[1], rel=1e-5)
     assert shuffled[2][::-1, ::-1] == pytest.approx(whole[2], rel=1e-5)
 
@@ -246,7 +247,7 @@ def test_threads_do_not_matter(noisy: AtomWaves, phase: torch.Tensor) -> None:
             results.append(
                 (
                     noisy.predict(noisy.transmission(phase), EVERY),
-                    noisy.quadratic(phase, at_model(noisy, example_sources(noisy)), SOME),
+                    quadratic(noisy, phase, at_model(noisy, example_sources(noisy)), SOME),
                 )
             )
             assert torch.get_num_threads() == threads
@@ -262,7 +263,7 @@ def test_gradient_images_give_the_same_gradient(waves: AtomWaves, phase: torch.T
     weak = 0.7 * phase
     sources = example_sources(waves)
     image = waves.gradient(weak, SOME).double()
-    _, gradient, _ = waves.quadratic(weak, at_model(waves, sources), SOME, far=range(len(sources)))
+    _, gradient, _ = quadratic(waves, weak, at_model(waves, sources), SOME, far=range(len(sources)))
     for source, expected in zip(sources, gradient, strict=True):
         matched = sum(float((image[s] * waves.to_model(drawn).double()).sum()) for s, drawn in source.items())
         assert matched == pytest.approx(expected, rel=1e-4)
@@ -364,8 +365,8 @@ def test_tilted_columns_are_upright_ones_that_lean(clean: Scan, perovskite: Crys
 def test_narrow_windows_lose_little_of_an_atom(noisy: AtomWaves, phase: torch.Tensor) -> None:
     """What one atom does is the same to 1 % of its deviation; a lattice that stretches needs wide ones."""
     sources = example_sources(noisy)
-    _, wide, fisher = noisy.quadratic(phase, at_model(noisy, sources), SOME, [[0, 2]], far=range(3))
-    _, narrow, narrow_fisher = noisy.quadratic(phase, at_model(noisy, sources), SOME, [[0, 2]])
+    _, wide, fisher = quadratic(noisy, phase, at_model(noisy, sources), SOME, [[0, 2]], far=range(3))
+    _, narrow, narrow_fisher = quadratic(noisy, phase, at_model(noisy, sources), SOME, [[0, 2]])
     deviation = np.sqrt(np.diag(fisher))
     assert (narrow != wide).any()
     assert np.abs((narrow - wide) / deviation).max() < 0.01

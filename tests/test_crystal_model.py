@@ -15,6 +15,7 @@ from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.depth import Arrangement, DepthSearch, Matter, make_slots, too_near
 from mepdiff_core.element_features import FEATURES, element_table
+from mepdiff_core.expansion import quadratic
 from mepdiff_core.optics import Optics
 from mepdiff_core.polish import draw_cell
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
@@ -189,7 +190,7 @@ def test_atoms_are_too_near_by_their_distance_in_space() -> None:
 def test_a_score_is_the_gradient_of_an_expansion(which: str, request: pytest.FixtureRequest) -> None:
     model, arrangement = request.getfixturevalue(which)
     phase, some = model.phase(arrangement), np.array([0, 4, 5])
-    _, gradient, _ = model.waves.quadratic(phase, model.sources, some, far=range(len(model.sources)))
+    _, gradient, _ = quadratic(model.waves, phase, model.sources, some, far=range(len(model.sources)))
     assert distance(model.score(phase, some), gradient) < 1e-3
 
 

@@ -22,6 +22,7 @@ from mepdiff_core.diffusion import DiffusionConfig
 from mepdiff_core.element_features import FEATURES
 from mepdiff_core.ensemble import heldout_deviances
 from mepdiff_core.errors import InputError
+from mepdiff_core.expansion import quadratic
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.likelihood import make_likelihood
 from mepdiff_core.metrics import middle
@@ -121,7 +122,7 @@ def judged_by_waves(scan: Scan, cell: UnitCell) -> dict[str, npt.NDArray[np.floa
     waves, some = AtomWaves(scan, 4, 1.6), np.array([3, 11, 40])
     phase = draw_cell(waves, cell)
     sources = [{s: waves.to_model(waves.draw_flat(np.array([[1.0 + s, 1.3]]), 22))} for s in range(2)]
-    misfit, gradient, curvature = waves.quadratic(phase, sources, some, [[0, 1]])
+    misfit, gradient, curvature = quadratic(waves, phase, sources, some, [[0, 1]])
     model = CrystalModel(waves, Columns(cell.lattice_A[:2, 1:], np.zeros(2), np.zeros((1, 2)), np.ones((1, FEATURES))))
     return {
         "misfit": waves.misfit(waves.transmission(phase), some),

@@ -1,21 +1,16 @@
-"""Waves through a crystal drawn from its atoms, and what each atom does to them.
+"""Waves through a crystal drawn from its atoms.
 
 Atoms are drawn finely and the transmission function, not the phase, is brought to the model's pixel; windows are twice the
 detector's. A volume at the detector's pixel misses several percent of the scattering (docs/method.md); this model misses
 less than the counts can tell, which is what lets them decide where an atom lies.
-
-Waves are linear in the transmission function of a slice: what a change of one slice's phase adds to the exit wave is the
-source i dphase T psi, carried through the slices behind it. Summed over pixels these additions give the gradient and the
-Fisher information of the Poisson likelihood by the amount of matter in every slice of every column.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
 from typing import TypeVar
 
 import numpy as np
@@ -42,18 +37,12 @@ BACKGROUND = 5e-4 / 2**18
 would hide the few electrons at high angles, which tell much."""
 BANDWIDTH = 2 / 3
 """Part of the drawing's frequencies that transmission function and propagator keep. Source: Kirkland (2010), section 6.8."""
-PATTERNS_AT_ONCE, SOURCES_AT_ONCE, PAIRS_AT_ONCE = 2, 4, 8
-"""Patterns and sources whose waves are carried together: more do not stay in a processor's cache."""
-
-FEW_ELECTRONS = 0.1
-"""Added to a pixel's counts and expectation where its curvature is weighed by both."""
+PATTERNS_AT_ONCE = 2
+"""Patterns whose waves are carried together: more do not stay in a processor's cache."""
 Result = TypeVar("Result")
-Item = TypeVar("Item")
-Sources = Sequence[Mapping[int, Tensor]]
-"""For each parameter: slice -> derivative of that slice's phase by it, at the model's pixel (``plane``, ``to_model``)."""
 
 
-class _Windows:
+class Windows:
     """Square windows about the beam, as wide as those of the waves or narrower.
 
     Args:
@@ -119,6 +108,7 @@ class AtomWaves:
         positions_A: (positions, 2) of the beam as (y, x).
         origin_A: (y, x) of the drawing's first pixel in the frame of the scan's positions.
         size_A: (y, x) extent of the drawing, Å; it is periodic.
+        wide, narrow: windows in which waves are carried: as wide as the beam's own, or those of what one atom changes.
     """
 
     def __init__(
@@ -186,8 +176,8 @@ class AtomWaves:
         self.background = background
         self.measured = measured or MeasuredPatterns(scan, self.device)
         self._amplitude = math.sqrt(self.waves.gain) / self.grid
-        self._wide, self._narrow = (
-            _Windows(self.waves, n, side, self._amplitude) for side in (self.grid, self.grid // NARROWER)
+        self.wide, self.narrow = (
+            Windows(self.waves, n, side, self._amplitude) for side in (self.grid, self.grid // NARROWER)
         )
 
     def changed(self, *, slices: int | None = None, imaging: Imaging | None = None) -> AtomWaves:
@@ -267,10 +257,10 @@ class AtomWaves:
         """(positions, n, n) expected electrons, background included, zero frequency at the corner."""
 
         def work(part: npt.NDArray[np.integer]) -> Tensor:
-            amplitude = self._amplitudes(self._forward(transmission, part)[1])
-            return self._expected(amplitude)
+            amplitude = self.amplitudes(self.forward(transmission, part)[1])
+            return self.expected(amplitude)
 
-        return torch.cat(list(self._shared_out(work, indices)))
+        return torch.cat(list(self.shared_out(work, indices)))
 
     def misfit(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
         """(positions,) half the Poisson deviance of each pattern, nats: the negative log-likelihood above the data's own."""
@@ -285,161 +275,14 @@ class AtomWaves:
         terms = expected - counts + torch.special.xlogy(counts, counts / expected)
         return np.asarray(self.measured.believed(terms).sum((-2, -1)).cpu().numpy())
 
-    def quadratic(
-        self,
-        phase: Tensor,
-        sources: Sources,
-        indices: npt.NDArray[np.integer],
-        groups: Sequence[Sequence[int]] = (),
-        far: Collection[int] = (),
-    ) -> tuple[float, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """The misfit around a crystal, to second order in its parameters; results of several sets of patterns add up.
-
-        Args:
-            phase: (slices, drawn, drawn), rad.
-            sources: what each parameter changes.
-            indices: which patterns.
-            groups: sources whose waves are followed to second order: the product of each two of a group, and half of each
-                square, is a parameter of its own, after the others, in the order of ``pairs_of``.
-            far: sources for which atoms far from the beam count, as they do for a lattice that stretches: wide windows.
-
-        Returns:
-            Misfit in nats; its gradient (parameters,); its curvature (parameters, parameters), close to the Fisher
-            information. Sums in float64.
-        """
-        transmission = self.transmission(phase)
-        order = sorted(range(len(sources)), key=lambda p: min(sources[p], default=self.slices))
-        blocks = [
-            (windows, some[first : first + SOURCES_AT_ONCE])
-            for windows, some in (
-                (self._narrow, [p for p in order if p not in far]),
-                (self._wide, [p for p in order if p in far]),
-            )
-            for first in range(0, len(some), SOURCES_AT_ONCE)
-        ]
-        followed = {p for group in groups for p in group}
-        turned = 1j * transmission  # a phase of 1 rad at slice s adds i T psi there
-
-        def work(part: npt.NDArray[np.integer]) -> tuple[float, Tensor, Tensor]:
-            before, spectrum = self._forward(transmission, part)
-            amplitude = self._amplitudes(spectrum)
-            expected = self._expected(amplitude)
-            counts, twice = self.measured.at(part), amplitude * (2 * self.electrons)
-            count = len(sources) + sum(len(pairs_of(group)) for group in groups)
-            rows = torch.zeros(count, *expected.shape, device=self.device)
-            kept: dict[int, Tensor] = {}
-            for windows, block in blocks:
-                seen = self._added(windows, transmission, turned, before, part, [sources[p] for p in block])
-                rows[block] = (seen.real * twice.real + seen.imag * twice.imag).sum(2)
-                kept |= {p: wave for p, wave in zip(block, seen, strict=True) if p in followed}
-            first = len(sources)
-            for group in groups:
-                members = [sources[p] for p in group]
-                for j in range(len(part)):
-                    here = [wave[:, j : j + 1] for wave in before]
-                    done = first
-                    for seen in self._added_by_pairs(self._narrow, transmission, turned, here, part[j], members):
-                        wave = twice[j : j + 1]
-                        rows[done : done + len(seen), j : j + 1] = (seen.real * wave.real + seen.imag * wave.imag).sum(2)
-                        done += len(seen)
-                for a, b in pairs_of(group):
-                    both = kept[a].real * kept[b].real + kept[a].imag * kept[b].imag
-                    rows[first] += both.sum(1) * (2 * self.electrons)
-                    first += 1
-            rows = self.measured.believed(rows).reshape(count, -1)
-            gradient = (rows @ (1 - counts / expected).reshape(-1)).double()
-            # the likelihood's third order, as far as it shows where the counts are: to the Fisher information's mean
-            few = FEW_ELECTRONS / 3
-            rows *= ((2 * expected + counts + 3 * few) / (3 * expected * (expected + few))).sqrt().reshape(-1)
-            return float(self.deviance(expected, part).sum()), gradient, (rows @ rows.T).double()
-
-        misfit, gradient, fisher = 0.0, torch.tensor(0.0), torch.tensor(0.0)
-        for more, slope, curvature in self._shared_out(work, indices):  # a matrix at a time: all would fill the memory
-            misfit, gradient, fisher = misfit + more, slope.add_(gradient), curvature.add_(fisher)
-        return misfit, gradient.cpu().numpy(), fisher.cpu().numpy()
-
-    def _added(
-        self,
-        windows: _Windows,
-        transmission: Tensor,
-        turned: Tensor,
-        before: list[Tensor],
-        indices: npt.NDArray[np.integer],
-        sources: Sources,
-    ) -> Tensor:
-        """(sources, positions, modes, n, n) what each source adds to the amplitudes."""
-        n, inner, places = windows.side, windows.inner, [windows.place(index) for index in indices]
-        shape = (len(sources), len(indices), len(self.waves.probe), n, n)
-        added = torch.zeros(shape, dtype=torch.complex64, device=self.device)
-        started = False
-        for s in range(self.slices):
-            here = [(b, source[s]) for b, source in enumerate(sources) if s in source]
-            for j, window in enumerate(places):
-                if started:
-                    added[:, j].mul_(transmission[s][window])
-                if here:
-                    wave = turned[s][window] * before[s][0, j][(..., *inner)]
-                    for b, plane in here:
-                        added[b, j].addcmul_(wave, plane[window])
-            started = started or bool(here)
-            if started and s < self.slices - 1:
-                added = windows.carried(added)
-        return windows.seen(added)
-
-    def _added_by_pairs(
-        self,
-        windows: _Windows,
-        transmission: Tensor,
-        turned: Tensor,
-        before: list[Tensor],
-        index: int,
-        sources: Sources,
-    ) -> Iterator[Tensor]:
-        """What the products of two sources add to one pattern's amplitudes, a few pairs at a time, in order."""
-        n, inner, window, modes = windows.side, windows.inner, windows.place(index), len(self.waves.probe)
-        through = transmission[(slice(None), *window)]
-        images = [{s: image[window] for s, image in source.items()} for source in sources]
-        arriving: list[Tensor] = []  # (sources, modes, n, n) first-order waves before each slice
-        psi = torch.zeros(len(sources), modes, n, n, dtype=torch.complex64, device=self.device)
-        for s in range(self.slices):
-            arriving.append(psi)
-            psi = psi * through[s]
-            wave = turned[s][window] * before[s][0, 0][(..., *inner)]
-            for k, image in enumerate(images):
-                if s in image:
-                    psi[k].addcmul_(wave, image[s])
-            psi = windows.carried(psi)
-        pairs = pairs_of(range(len(sources)))
-        for first in range(0, len(pairs), PAIRS_AT_ONCE):
-            block = pairs[first : first + PAIRS_AT_ONCE]
-            psi = torch.zeros(len(block), modes, n, n, dtype=torch.complex64, device=self.device)
-            started = False
-            for s in range(self.slices):
-                if started:
-                    psi.mul_(through[s])
-                wave = through[s] * before[s][0, 0][(..., *inner)]
-                bent = turned[s][window]
-                for k, (a, b) in enumerate(block):
-                    if s in images[a]:
-                        psi[k].addcmul_(bent * images[a][s], arriving[s][b])
-                        started = True
-                    if s in images[b]:
-                        psi[k].addcmul_(bent * images[b][s], arriving[s][a])
-                        started = True
-                    if s in images[a] and s in images[b]:
-                        psi[k].addcmul_(wave * images[a][s], images[b][s], value=-1)
-                if started and s < self.slices - 1:
-                    psi = windows.carried(psi)
-            yield windows.seen(psi)[:, None]
-
-    def _amplitudes(self, spectrum: Tensor) -> Tensor:
+    def amplitudes(self, spectrum: Tensor) -> Tensor:
         """(positions, modes, n, n) complex whose squared moduli add up to the pattern as parts of the beam."""
         return self.waves._seen(spectrum)[0] * self._amplitude
 
-    def _expected(self, amplitude: Tensor) -> Tensor:
+    def expected(self, amplitude: Tensor) -> Tensor:
         return ((amplitude.real.square() + amplitude.imag.square()).sum(1) + self.background) * self.electrons
 
-    def _shared_out(
+    def shared_out(
         self,
         work: Callable[[npt.NDArray[np.integer]], Result],
         indices: npt.NDArray[np.integer],
@@ -479,9 +322,9 @@ class AtomWaves:
                 self.waves.adjoint(transmission, few, spectrum, behind, dloss, gradient)
             return gradient[0]
 
-        return torch.stack(list(self._shared_out(work, indices, 8 * PATTERNS_AT_ONCE))).sum(0)
+        return torch.stack(list(self.shared_out(work, indices, 8 * PATTERNS_AT_ONCE))).sum(0)
 
-    def _forward(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> tuple[list[Tensor], Tensor]:
+    def forward(self, transmission: Tensor, indices: npt.NDArray[np.integer]) -> tuple[list[Tensor], Tensor]:
         """The wave before each slice, and the exit wave's spectrum."""
         waves = self.waves
         psi = torch.fft.ifft2(waves._probe_k * waves.shift_phase(indices), norm="forward")[None]
@@ -490,13 +333,8 @@ class AtomWaves:
             before.append(psi)
             psi = waves._multiply(psi.clone(), transmission[None, s], indices)
             if s < self.slices - 1:
-                psi = self._wide.carried(psi)
+                psi = self.wide.carried(psi)
         return before, torch.fft.fft2(psi)
-
-
-def pairs_of(group: Sequence[Item]) -> list[tuple[Item, Item]]:
-    """Each with itself and with those behind it."""
-    return list(combinations_with_replacement(group, 2))
 
 
 def _chunks(indices: npt.NDArray[np.integer], size: int) -> list[npt.NDArray[np.integer]]:

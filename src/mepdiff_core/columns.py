@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.element_features import FEATURES, MIXED, element_table
+from mepdiff_core.expansion import quadratic
 
 Array = npt.NDArray[np.float64]
 
@@ -176,8 +177,8 @@ def refine(
     if phase is None:
         phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
     sources = [dict.fromkeys(everywhere, image) for image in images]
-    misfit, gradient, fisher = waves.quadratic(
-        phase, sources, indices, far=range(len(sources) - 4 * with_lattice, len(sources))
+    misfit, gradient, fisher = quadratic(
+        waves, phase, sources, indices, far=range(len(sources) - 4 * with_lattice, len(sources))
     )
 
     # priors: an amount may change by half, a shape by a fifth of the amount, a place by 0.2 Å, a lattice vector by 0.1 Å
@@ -229,7 +230,7 @@ def add_missing(
     # what an oxygen column's information is: that of the weakest known column's first feature
     weakest = int(np.argmin(columns.amounts[:, 0]))
     source = [dict.fromkeys(range(waves.slices), waves.to_model(painter.element(8)[weakest]) * share)]
-    _, _, fisher = waves.quadratic(phase, source, indices)
+    _, _, fisher = quadratic(waves, phase, source, indices)
     score = -cell / np.sqrt(fisher[0, 0])
     tiled = np.tile(score, (3, 3))
     peaks = peak_local_max(tiled, min_distance=3, threshold_abs=SIGNIFICANT)
@@ -276,7 +277,7 @@ def split_cosets(
     share = 1 / waves.slices
     phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
     sources = [dict.fromkeys(range(waves.slices), painter.column(i) * share) for i in range(4 * n)]
-    _, gradient, fisher = waves.quadratic(phase, sources, indices)
+    _, gradient, fisher = quadratic(waves, phase, sources, indices)
     # the character of each coset under the three ways of doubling
     cosets = np.array([(i, j) for i in (0, 1) for j in (0, 1)])
     best, chosen = 0.0, None

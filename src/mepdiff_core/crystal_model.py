@@ -25,6 +25,7 @@ from mepdiff_core.depth import (
     sources,
 )
 from mepdiff_core.element_features import FEATURES, element_table
+from mepdiff_core.expansion import quadratic
 from mepdiff_core.metrics import expected_deviance
 from mepdiff_core.polish import draw_cell
 from mepdiff_core.stacking import Stacking, bin_sources, draw_matter
@@ -120,7 +121,7 @@ class CrystalModel:
     def expand(self, phase: Tensor, centre: Array, indices: Indices) -> Matter:
         """The misfit around a crystal by its matter."""
         groups = [range(i * self.bins, (i + 1) * self.bins) for i in self.heavy]
-        return Matter(*self.waves.quadratic(phase, self.sources, indices, groups), centre, self.heavy)
+        return Matter(*quadratic(self.waves, phase, self.sources, indices, groups), centre, self.heavy)
 
     def surplus(self, expansion: Matter) -> tuple[float, float]:
         """What free matter would gain at the centre of an expansion: nats beyond what noise gives it, and in deviations.

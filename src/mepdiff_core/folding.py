@@ -35,6 +35,7 @@ from mepdiff_core.depth import (
 )
 from mepdiff_core.element_features import NON_METALS, element_table, possible_elements
 from mepdiff_core.enumeration import best_occupations
+from mepdiff_core.expansion import quadratic
 from mepdiff_core.occupation import Problem
 from mepdiff_core.stacking import SHORTEST_A, Stacking, bounded_step
 
@@ -150,7 +151,7 @@ class FoldedModel:
 
     def expand(self, phase: Tensor, centre: Array, indices: Indices) -> Matter:
         """The misfit around some matter and its phase, to second order, products included."""
-        parts = self.larger.waves.quadratic(phase, self.sources, indices, [range(self.bins)])
+        parts = quadratic(self.larger.waves, phase, self.sources, indices, [range(self.bins)])
         return Matter(*parts, centre, (0,))
 
 

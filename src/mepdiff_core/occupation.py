@@ -39,8 +39,8 @@ class Problem:
     """The misfit as a function of atoms in slots, and the prior.
 
     A column's parameters are its matter (the first feature) in each bin of depth, its other features as a whole, and, where
-    it is ``heavy``, the products of ``pairs_of`` its bins, half of the squares; all as differences from ``centre``, columns
-    one after the other: first the matter of all, then the other features, then the products.
+    it is ``heavy``, the products of ``expansion.pairs_of`` its bins, half of the squares; all as differences from
+    ``centre``, columns one after the other: first the matter of all, then the other features, then the products.
 
     Attributes:
         misfit: nats at the centre; gradient: (parameters,); curvature: (parameters, parameters).
@@ -342,7 +342,7 @@ def places(columns: int, bins: int, others: int, heavy: tuple[int, ...]) -> list
 
 
 def products(matter: Array) -> Array:
-    """(n, bins * (bins + 1) / 2) products of each two, half of the squares, in the order of ``pairs_of``."""
+    """(n, bins * (bins + 1) / 2) products of each two, half of the squares, in the order of ``expansion.pairs_of``."""
     bins = matter.shape[1]
     result, first = np.empty((len(matter), bins * (bins + 1) // 2)), 0
     for i in range(bins):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.columns import Columns, copies, sum_of
+from mepdiff_core.expansion import quadratic
 from mepdiff_core.unit_cell import UnitCell
 
 Array = npt.NDArray[np.float64]
@@ -58,7 +59,7 @@ def polish(waves: AtomWaves, cell: UnitCell, indices: npt.NDArray[np.integer], t
         sources.append(copied.deepened(range(n), lambda cells, turns: cells[:, 1], passing))
         widths += [DEPTH_A] * n + [PERIOD_A, SHIFT_A, SHIFT_A]
     everywhere = {*range(2 * n, 2 * n + 4), *range(3 * n + 4, len(sources))}
-    before, gradient, curvature = waves.quadratic(draw_cell(waves, cell), sources, indices, far=everywhere)
+    before, gradient, curvature = quadratic(waves, draw_cell(waves, cell), sources, indices, far=everywhere)
     inverse = np.linalg.inv(curvature + np.diag(1 / np.array(widths) ** 2))
     step, deviation = -inverse @ gradient, np.sqrt(np.diag(inverse))
     spread = cell.spread_A.copy()

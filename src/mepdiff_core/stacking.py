@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mepdiff_core.atom_waves import AtomWaves
 from mepdiff_core.columns import Columns, Painter, copies, sum_of
+from mepdiff_core.expansion import quadratic
 
 Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -109,7 +110,7 @@ def copy_gains(
     spectrum = np.conj(np.fft.fft2(atom.cpu().numpy()))
     matched = np.fft.ifft2(np.fft.fft2(gradient.cpu().numpy()) * spectrum).real
     sources = [{s: plane} for plane in waves.to_model(painter.element(8)) for s in range(slices)]
-    fisher = waves.quadratic(phase, sources, fewer)[2] * (len(indices) / len(fewer))
+    fisher = quadratic(waves, phase, sources, fewer)[2] * (len(indices) / len(fewer))
     inverse = np.linalg.inv(columns.lattice_A)
     found: dict[tuple[int, int], list[tuple[int, float, Array]]] = {}
     for i in range(len(columns)):
