@@ -644,34 +644,12 @@ def test_closing_the_window_stops_the_job(
     assert job.status == "stopped"
 
 
-class _Mallinfo(ctypes.Structure):
-    """What glibc says of its memory: struct mallinfo2 of malloc.h."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        )
-    ]
-
-
-def memory_in_use() -> float:
-    """MB of this process; without what is free, of which glibc's allocator keeps tens of MB, now more, now less."""
-    libc, free = ctypes.CDLL(None), 0
-    if hasattr(libc, "mallinfo2"):
+def resident_memory() -> float:
+    """MB of this process, once glibc's allocator has given back the tens of MB that it keeps free, now more, now less."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-        libc.mallinfo2.restype = _Mallinfo
-        free = libc.mallinfo2().fordblks
-    return (psutil.Process().memory_info().rss - free) / 1e6
+    return psutil.Process().memory_info().rss / 1e6
 
 
 @pytest.mark.alone
@@ -693,7 +671,7 @@ def test_a_hundred_starts_and_stops_leave_nothing_behind(
                 window.viewer.layers.remove(window.layer("adam-best"))
         if cycle % 25 == 24:
             gc.collect()
-            memory.append(memory_in_use())
+            memory.append(resident_memory())
     assert not [t for t in threading.enumerate() if t.name.startswith("mepdiff") and t.name != "mepdiff answers"]
     assert sum(job() is not None for job in jobs) <= KEPT + 1  # the runs to go back to, and the last
     assert memory[-1] - memory[1] < 20, memory
