@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from mepdiff_core import __version__
 from mepdiff_core.cell_figure import cell_figure
-from mepdiff_core.cif_cells import write_cif
+from mepdiff_core.cif_cells import with_uncertainty, write_cif
 from mepdiff_core.crystals import Atoms, Axis, Crystal, cut_box, turned_cell
 from mepdiff_core.errors import InputError
 from mepdiff_core.structure_files import read_crystal
@@ -340,6 +340,13 @@ def test_gemmi_finds_all_that_was_found(tmp_path: Path, perovskite: Crystal) -> 
     assert block.find_value("_mepdiff_beam_axis") == "c"
     assert path.read_text().startswith("# c lies along the beam")
     assert [p.name for p in tmp_path.iterdir()] == ["found.cif"]
+
+
+def test_a_reader_sees_two_digits_of_an_uncertainty_and_a_program_the_whole_coordinate() -> None:
+    assert with_uncertainty(0.0466971, 0.026961) == "0.047(27)"
+    assert with_uncertainty(0.0466971, 0.026961, 8.78) == "0.046697(26961)"
+    assert with_uncertainty(0.508449, 0.000478) == with_uncertainty(0.508449, 0.000478, 4.0) == "0.50845(48)"
+    assert with_uncertainty(0.25, float("nan")) == "0.25000000"
 
 
 def test_uncertainties_of_a_skew_cell_are_those_of_moved_atoms(tmp_path: Path) -> None:

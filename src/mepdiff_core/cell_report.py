@@ -95,12 +95,11 @@ def _describe(picture: Path, cell: UnitCell, name: str) -> str:
 
 
 def _atoms_table(cell: UnitCell) -> str:
-    """The atoms as in the CIF: labels, coordinates and standard uncertainties are the same."""
+    """The atoms labelled as in the CIF, whose coordinates have more digits."""
     from ase.data import chemical_symbols
 
     cell = cell.right_handed
     symbols = [chemical_symbols[number] for number in cell.numbers]
-    lengths = np.linalg.norm(cell.lattice_A, axis=1)
     rows = []
     for i, (label, symbol) in enumerate(zip(site_labels(symbols), symbols, strict=True)):
         likely = [
@@ -108,8 +107,8 @@ def _atoms_table(cell: UnitCell) -> str:
             for number, probability in cell.candidates[i]
             if probability >= LEAST_PROBABILITY
         ]
-        triples = zip(cell.fractional[i], cell.fractional_spread[i], lengths, strict=True)
-        places = [with_uncertainty(*triple) if triple[1] > 0 else f"{triple[0]:.5f}" for triple in triples]
+        pairs = zip(cell.fractional[i], cell.fractional_spread[i], strict=True)
+        places = [with_uncertainty(*pair) if pair[1] > 0 else f"{pair[0]:.5f}" for pair in pairs]
         spread = [f"{width:.2g}" if np.isfinite(width) else "–" for width in cell.spread_A[i, ::-1]]
         rows.append(([label, symbol, ", ".join(likely)], [*places, *spread]))
     texts = ("site", "element", "probabilities")

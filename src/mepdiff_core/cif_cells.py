@@ -173,10 +173,13 @@ def _describe(block: Any, cell: UnitCell) -> None:
         loop.add_row([letter, *(f"{value + 0.0:.6f}" for value in vector[::-1])])
 
 
-def with_uncertainty(value: float, spread: float, length_A: float) -> str:
-    """A fractional coordinate like "0.12345(67)", rounded by at most 3e-5 Å and to two digits of its spread or more."""
+def with_uncertainty(value: float, spread: float, length_A: float = 0) -> str:
+    """A fractional coordinate like "0.12345(67)", to two digits of its spread.
+
+    Along an axis of ``length_A``, if that is given, to as many more as it takes to round by at most 3e-5 Å.
+    """
     if not spread > 0 or not math.isfinite(spread):
         return f"{value:.8f}"
-    digits = max(math.ceil(math.log10(length_A / 5e-5)), 1 - math.floor(math.log10(spread)))
-    digits = min(digits, 8)
+    exact = math.ceil(math.log10(length_A / 5e-5)) if length_A else 0
+    digits = min(max(exact, 1 - math.floor(math.log10(spread)), 0), 8)
     return f"{value:.{digits}f}({max(round(spread * 10**digits), 1)})"
