@@ -28,7 +28,7 @@ from mepdiff_core.crystal_answer import (
     Found,
 )
 from mepdiff_core.crystal_model import CrystalModel
-from mepdiff_core.crystal_verdict import doubtful
+from mepdiff_core.crystal_verdict import CELL_NATS, SHIFTING, doubtful
 from mepdiff_core.depth import SHORTEST_PERIOD_A, Arrangement, DepthSearch, Matter, Repeat, periods_like, shortest_repeat
 from mepdiff_core.folding import FoldedModel, FoldedSearch, fold
 from mepdiff_core.polish import polish
@@ -48,8 +48,8 @@ MORE_ROUNDS, ATTEMPTS = 2, 2
 """At most, while free matter would still gain more than by chance: rounds beyond those asked for where cells shift; starts
 where they do not."""
 HOPELESS_ROUNDS, HOPELESS_NATS = 2, 120.0
-"""After so many rounds where cells shift, patterns missed by so many nats are no longer explained by more of them: right
-crystals are below 10 by then, titanate at 270."""
+"""After so many rounds, patterns are no longer explained by more of them that are missed by so many nats where cells shift,
+or where not even the cell is to be believed: right crystals are below 10 by then, titanate at 270."""
 PERIOD_STEP_A = 0.1
 PERIODS_KEPT, JUDGED = 10, 8
 SCREENING_PATTERNS, SETTLING_KEPT, SCREENED_NATS = 16, 2, 20.0
@@ -85,13 +85,17 @@ def run_crystal(
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What came of one; ``right``: whether free matter would gain no more than by chance; ``periods_A``: where cells shift,
-    the range of periods that put the atoms into the same slices."""
+    """What came of one.
+
+    ``right``: whether free matter would gain no more than by chance; ``hopeless``: whether not even the cell is to be believed;
+    ``periods_A``: where cells shift, the range of periods that put the atoms into the same slices.
+    """
 
     model: CrystalModel
     search: DepthSearch
     found: Found
     right: bool
+    hopeless: bool = False
     periods_A: tuple[float, float] | None = None
 
 
@@ -113,6 +117,8 @@ class _Solver(CrystalAnswer):
         attempts = [(yield from self._attempt(model, 0))]
         while len(attempts) < ATTEMPTS and not attempts[-1].right:
             smaller = fold(model)
+            if smaller is None and attempts[-1].hopeless:
+                break
             again = self._attempt(model, len(attempts)) if smaller is None else self._folded_attempt(smaller)
             attempts.append((yield from again))
         indices = self.batch(SETTLING_PATTERNS)
@@ -129,7 +135,7 @@ class _Solver(CrystalAnswer):
         c = self.config
         phase, centre = model.even, model.even_matter
         found = Found()
-        mixed = right = False
+        mixed = right = hopeless = False
         per_round = min(c.patterns, max(12, 480 // len(model.columns)))
         name = "round" if number == 0 else "once more, round"
         for turn in range(c.rounds + 1):
@@ -138,7 +144,7 @@ class _Solver(CrystalAnswer):
             matter = yield from self.expanded(model, phase, centre, indices, note)
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements)
             right = turn > 0 and not mixed and not self._doubtful(model, matter, indices)
-            if right or turn == c.rounds:
+            if right or hopeless or turn == c.rounds:
                 break
             tried: list[Arrangement] = []
             rng = np.random.default_rng([c.seed, 3, turn, number])
@@ -156,6 +162,7 @@ class _Solver(CrystalAnswer):
             found = self._judged(model, before.pool, tried, indices)
             best = found.pool[0]
             yield from self._show(model, best, f"{name} {turn + 1}", before)
+            hopeless = turn + 1 >= HOPELESS_ROUNDS and self._cell_fails(model, best, indices)
             if turn == 0:
                 model = self.imaged(model, best)
             phase, centre = model.phase(best), model.matter(best)
@@ -163,7 +170,7 @@ class _Solver(CrystalAnswer):
             if mixed:  # half-way states keep the next linear model honest about what may be wrong
                 phase = 0.8 * phase + 0.2 * model.even
                 centre = 0.8 * centre + 0.2 * model.even_matter
-        return _Attempt(model, search, found, right)
+        return _Attempt(model, search, found, right, hopeless)
 
     def _folded_attempt(self, larger: FoldedModel) -> Generator[CrystalState, None, _Attempt]:
         """Atoms of a smaller cell whose copies lie a part of a period deeper; their places are refined at the end alone."""
@@ -196,7 +203,7 @@ class _Solver(CrystalAnswer):
         matter = yield from self.expanded(model, model.phase(best), model.matter(best), indices, note)
         found = Found([best], found.exact[:1])
         depths = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements, model.stacking)
-        return _Attempt(model, depths, found, not self._doubtful(model, matter, indices), periods)
+        return _Attempt(model, depths, found, not self._doubtful(model, matter, indices), periods_A=periods)
 
     def _places_refined(
         self, model: CrystalModel, best: Arrangement, name: str, turn: int
@@ -249,6 +256,10 @@ class _Solver(CrystalAnswer):
         """Whether free matter would gain more at the centre of an expansion than chance gives it."""
         surplus, deviations = model.surplus(matter)
         return doubtful(surplus / len(indices), deviations, self.brightness)
+
+    def _cell_fails(self, model: CrystalModel, best: Arrangement, indices: Indices) -> bool:
+        """Whether not even the cell is to be believed, as ``crystal_verdict.cell_fails`` says at the end, by a round's patterns."""
+        return self.change > SHIFTING and model.excess(model.phase(best), indices)[0] >= CELL_NATS
 
     def _judged(
         self,
