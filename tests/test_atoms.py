@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mepdiff_core import atoms
 from mepdiff_core.atoms import run_crystal
 from mepdiff_core.column_search import ColumnSearch, what_is_known
 from mepdiff_core.crystals import Crystal
@@ -97,6 +99,20 @@ def test_the_patterns_say_how_atoms_were_drawn(scan: Scan, sampling_A: float) ->
             break
     assert model.waves.imaging.exact == (sampling_A < 0.1)
     assert notes[-1].startswith("atoms are drawn where they are") == (sampling_A < 0.1)
+
+
+@pytest.mark.slow
+def test_a_hopeless_cell_is_not_searched_again(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rounds show that neither a third nor a second start will help."""
+    monkeypatch.setattr(atoms, "doubtful", lambda *_: True)
+    monkeypatch.setattr(atoms, "SHIFTING", 0.0)
+    monkeypatch.setattr(atoms, "CELL_NATS", -np.inf)
+    known = CrystalConfig(rounds=3, patterns=12, composition="SrTiO3", period_A=A)
+    states = takewhile(lambda state: state.note != "elements compared", run_crystal(scan, known))
+    notes = " ".join(state.note for state in states)
+    assert "round 2" in notes
+    assert "round 4" not in notes
+    assert "once more" not in notes
 
 
 def test_noise_without_a_crystal_is_refused_in_words(scan: Scan) -> None:

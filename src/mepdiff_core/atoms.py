@@ -87,8 +87,10 @@ def run_crystal(
 class _Attempt:
     """What came of one.
 
-    ``right``: whether free matter would gain no more than by chance; ``hopeless``: whether not even the cell is to be believed;
-    ``periods_A``: where cells shift, the range of periods that put the atoms into the same slices.
+    Attributes:
+        right: whether free matter would gain no more than by chance.
+        hopeless: whether not even the cell is to be believed.
+        periods_A: where cells shift, the range of periods that put the atoms into the same slices.
     """
 
     model: CrystalModel
@@ -258,7 +260,7 @@ class _Solver(CrystalAnswer):
         return doubtful(surplus / len(indices), deviations, self.brightness)
 
     def _cell_fails(self, model: CrystalModel, best: Arrangement, indices: Indices) -> bool:
-        """Whether not even the cell is to be believed, as ``crystal_verdict.cell_fails`` says at the end, by a round's patterns."""
+        """Whether not even the cell is to be believed, by a round's patterns; ``cell_fails`` says so at the end."""
         return self.change > SHIFTING and model.excess(model.phase(best), indices)[0] >= CELL_NATS
 
     def _judged(
