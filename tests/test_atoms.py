@@ -82,7 +82,6 @@ def test_states_tell_how_it_forms(scan: Scan, states: list[CrystalState]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("sampling_A", [0.1, 0.05])
 def test_the_patterns_say_how_atoms_were_drawn(scan: Scan, sampling_A: float) -> None:
     """abTEM at 0.1 Å spreads atoms over pixels as wide as the model's; at 0.05 Å it puts them nearly where they are."""
@@ -101,18 +100,36 @@ def test_the_patterns_say_how_atoms_were_drawn(scan: Scan, sampling_A: float) ->
     assert notes[-1].startswith("atoms are drawn where they are") == (sampling_A < 0.1)
 
 
+SOLVED_SOON = CrystalConfig(rounds=2, patterns=12, composition="SrTiO3", period_A=A)
+
+
+def notes_of_rounds(scan: Scan, config: CrystalConfig) -> str:
+    """What is said until the rounds are over."""
+    states = takewhile(lambda state: state.note != "what the patterns leave open", run_crystal(scan, config))
+    return " ".join(state.note for state in states)
+
+
 @pytest.mark.slow
 def test_a_hopeless_cell_is_not_searched_again(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rounds show that neither a third nor a second start will help."""
+    """Two rounds show that neither a third nor a second start will help, nor other elements."""
     monkeypatch.setattr(atoms, "doubtful", lambda *_: True)
     monkeypatch.setattr(atoms, "SHIFTING", 0.0)
-    monkeypatch.setattr(atoms, "CELL_NATS", -np.inf)
-    known = CrystalConfig(rounds=3, patterns=12, composition="SrTiO3", period_A=A)
-    states = takewhile(lambda state: state.note != "elements compared", run_crystal(scan, known))
-    notes = " ".join(state.note for state in states)
+    monkeypatch.setattr(atoms, "HOPELESS_NATS", -np.inf)
+    notes = notes_of_rounds(scan, SOLVED_SOON)
     assert "round 2" in notes
-    assert "round 4" not in notes
+    assert "round 3" not in notes
     assert "once more" not in notes
+    assert "elements compared" not in notes
+
+
+@pytest.mark.slow
+def test_a_second_start_ends_where_the_first_did(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atoms, "doubtful", lambda *_: True)
+    notes = notes_of_rounds(scan, SOLVED_SOON)
+    assert "round 3: what each atom" in notes
+    assert "once more, round 1" in notes
+    assert "once more, round 3" not in notes
+    assert "elements compared" in notes
 
 
 def test_noise_without_a_crystal_is_refused_in_words(scan: Scan) -> None:

@@ -28,7 +28,7 @@ from mepdiff_core.crystal_answer import (
     Found,
 )
 from mepdiff_core.crystal_model import CrystalModel
-from mepdiff_core.crystal_verdict import CELL_NATS, SHIFTING, doubtful
+from mepdiff_core.crystal_verdict import SHIFTING, doubtful
 from mepdiff_core.depth import SHORTEST_PERIOD_A, Arrangement, DepthSearch, Matter, Repeat, periods_like, shortest_repeat
 from mepdiff_core.folding import FoldedModel, FoldedSearch, fold
 from mepdiff_core.polish import polish
@@ -48,8 +48,8 @@ MORE_ROUNDS, ATTEMPTS = 2, 2
 """At most, while free matter would still gain more than by chance: rounds beyond those asked for where cells shift; starts
 where they do not."""
 HOPELESS_ROUNDS, HOPELESS_NATS = 2, 120.0
-"""After so many rounds, patterns are no longer explained by more of them that are missed by so many nats where cells shift,
-or where not even the cell is to be believed: right crystals are below 10 by then, titanate at 270."""
+"""After so many rounds, patterns are no longer explained by more of them that are missed by so many nats where cells shift
+or differ: right crystals are below 10 by then, titanate at 177 to 270."""
 PERIOD_STEP_A = 0.1
 PERIODS_KEPT, JUDGED = 10, 8
 SCREENING_PATTERNS, SETTLING_KEPT, SCREENED_NATS = 16, 2, 20.0
@@ -89,7 +89,7 @@ class _Attempt:
 
     Attributes:
         right: whether free matter would gain no more than by chance.
-        hopeless: whether not even the cell is to be believed.
+        hopeless: whether cells differ, and the patterns are missed by more than further rounds mend.
         periods_A: where cells shift, the range of periods that put the atoms into the same slices.
     """
 
@@ -116,25 +116,28 @@ class _Solver(CrystalAnswer):
         An answer that free matter would still improve is wrong, and rounds around it seldom leave it: then once more from
         the even crystal, by a smaller cell whose copies the columns are, or with other patterns.
         """
-        attempts = [(yield from self._attempt(model, 0))]
+        attempts = [(yield from self._attempt(model))]
         while len(attempts) < ATTEMPTS and not attempts[-1].right:
             smaller = fold(model)
             if smaller is None and attempts[-1].hopeless:
                 break
-            again = self._attempt(model, len(attempts)) if smaller is None else self._folded_attempt(smaller)
+            again = self._attempt(model, attempts) if smaller is None else self._folded_attempt(smaller)
             attempts.append((yield from again))
         indices = self.batch(SETTLING_PATTERNS)
         made = min(attempts, key=lambda a: _energy(a.model, a.found.pool[0], indices)) if attempts[1:] else attempts[0]
-        best = self._settle_elements(made.search, made.model, made.found.pool[0])
-        yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
+        best = made.found.pool[0]
+        if not made.hopeless:
+            best = self._settle_elements(made.search, made.model, best)
+            yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
         repeat = Repeat(best, made.periods_A)
         if made.model.stacking is None:
             repeat = shortest_repeat(best, self.slices, self.config.slice_thickness_A)
         yield from self.finish(made.model, repeat, made.found)
 
-    def _attempt(self, model: CrystalModel, number: int) -> Generator[CrystalState, None, _Attempt]:
-        """From the even crystal to atoms that free matter does not improve, or as many rounds as were asked for."""
-        c = self.config
+    def _attempt(self, model: CrystalModel, former: Sequence[_Attempt] = ()) -> Generator[CrystalState, None, _Attempt]:
+        """From the even crystal to atoms that free matter does not improve, or that a former attempt came to as well, or as
+        many rounds as were asked for."""
+        c, number = self.config, len(former)
         phase, centre = model.even, model.even_matter
         found = Found()
         mixed = right = hopeless = False
@@ -146,7 +149,7 @@ class _Solver(CrystalAnswer):
             matter = yield from self.expanded(model, phase, centre, indices, note)
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements)
             right = turn > 0 and not mixed and not self._doubtful(model, matter, indices)
-            if right or hopeless or turn == c.rounds:
+            if right or turn == c.rounds:
                 break
             tried: list[Arrangement] = []
             rng = np.random.default_rng([c.seed, 3, turn, number])
@@ -164,7 +167,9 @@ class _Solver(CrystalAnswer):
             found = self._judged(model, before.pool, tried, indices)
             best = found.pool[0]
             yield from self._show(model, best, f"{name} {turn + 1}", before)
-            hopeless = turn + 1 >= HOPELESS_ROUNDS and self._cell_fails(model, best, indices)
+            hopeless = turn + 1 >= HOPELESS_ROUNDS and self.change > SHIFTING and self._hopeless(model, best, indices)
+            if hopeless or any(best.same_as(f.found.pool[0]) for f in former):
+                break
             if turn == 0:
                 model = self.imaged(model, best)
             phase, centre = model.phase(best), model.matter(best)
@@ -242,7 +247,7 @@ class _Solver(CrystalAnswer):
             before, found = found, self._judged(model, [] if best is None else [best], tried, indices)
             best = self._of_fewer_elements(search, model, found.pool[0], indices)
             yield from self._show(model, best, f"round {turn}", before)
-            hopeless = turn >= HOPELESS_ROUNDS and model.excess(model.phase(best), indices)[0] > HOPELESS_NATS
+            hopeless = turn >= HOPELESS_ROUNDS and self._hopeless(model, best, indices)
             if turn == c.rounds + MORE_ROUNDS or hopeless:
                 break
             if turn == 1:
@@ -259,9 +264,9 @@ class _Solver(CrystalAnswer):
         surplus, deviations = model.surplus(matter)
         return doubtful(surplus / len(indices), deviations, self.brightness)
 
-    def _cell_fails(self, model: CrystalModel, best: Arrangement, indices: Indices) -> bool:
-        """Whether not even the cell is to be believed, by a round's patterns; ``cell_fails`` says so at the end."""
-        return self.change > SHIFTING and model.excess(model.phase(best), indices)[0] >= CELL_NATS
+    def _hopeless(self, model: CrystalModel, best: Arrangement, indices: Indices) -> bool:
+        """Whether a round's patterns are missed by more than further rounds mend where cells shift or differ."""
+        return model.excess(model.phase(best), indices)[0] > HOPELESS_NATS
 
     def _judged(
         self,

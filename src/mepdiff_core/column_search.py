@@ -252,11 +252,8 @@ class ColumnSearch:
 
     def _focused(self, columns: Columns, even: AtomWaves, waves: AtomWaves) -> tuple[AtomWaves, AtomWaves]:
         """The models with the overfocus that the columns prefer, if it is far from the scan's."""
-
-        def draw(model: AtomWaves) -> Tensor:
-            return (Painter(model, columns).flat() / model.slices)[None].repeat(model.slices, 1, 1)
-
-        imaging = refine_imaging(waves, draw, self.batch(EVEN_PATTERNS), thermal=False).waves.imaging
+        indices = self.batch(EVEN_PATTERNS)
+        imaging = refine_imaging(waves, lambda w: _even_phase(w, columns), indices, thermal=False).waves.imaging
         if abs(imaging.overfocus_A) < EVEN_OVERFOCUS_A:
             return even, waves
         return even.changed(imaging=imaging), waves.changed(imaging=imaging)
@@ -270,18 +267,19 @@ class ColumnSearch:
         # the last ones, so that no other step gets others than without this one
         patterns = self.order[-round(PLACING_PATTERNS * self.times) :]
         fitted, judged = np.sort(patterns[::2]), np.sort(patterns[1::2])
-        trials: list[tuple[Columns, Imaging, Array]] = []
-        for exact in (False, True):
-            imaging = replace(even.imaging, exact=exact)
-            model, refined = even.changed(imaging=imaging), columns
-            for _ in range(PLACING_STEPS):
-                refined = refine(model, refined, fitted).columns
-            phase = (Painter(model, refined).flat() / model.slices)[None].repeat(model.slices, 1, 1)
-            trials.append((refined, imaging, model.misfit(model.transmission(phase), judged)))
-        gains = trials[0][2] - trials[1][2]
-        gain = float(gains.mean())
-        if gain > PLACING_DEVIATIONS * float(gains.std()) / np.sqrt(len(gains)):
-            return trials[1][0], trials[1][1], gain
+        models = [even.changed(imaging=replace(even.imaging, exact=exact)) for exact in (False, True)]
+        refined = [columns, columns]
+        for _ in range(PLACING_STEPS):
+            refined = [refine(m, r, fitted).columns for m, r in zip(models, refined, strict=True)]
+            phases = [_even_phase(m, r) for m, r in zip(models, refined, strict=True)]
+            misfits = [m.misfit(m.transmission(p), judged) for m, p in zip(models, phases, strict=True)]
+            gains = misfits[0] - misfits[1]
+            gain = float(gains.mean())
+            enough = PLACING_DEVIATIONS * float(gains.std()) / np.sqrt(len(gains))
+            if gain < -enough:  # no further step turns that
+                break
+        if gain > enough:
+            return refined[1], models[1].imaging, gain
         return columns, even.imaging, 0.0
 
     def _how_cells_differ(
@@ -376,6 +374,11 @@ class ColumnSearch:
         for step in matter_by_depth(self.scan, self.slices, thickness, self.fit, self.held, rng, self.device, *beam):
             self.volume, self.heldout = step.volume, step.heldout
             yield from self.emit("posterior", f"matter without a cell, pass {step.step} of {step.total}", **more)
+
+
+def _even_phase(model: AtomWaves, columns: Columns) -> Tensor:
+    """(slices, drawn, drawn) phase of columns that are even along the beam, rad."""
+    return (Painter(model, columns).flat() / model.slices)[None].repeat(model.slices, 1, 1)
 
 
 def _nearest(candidates: Sequence[plane.Lattice], wanted: Array) -> Array:

@@ -161,11 +161,12 @@ def too_near(
     step = columns.fractional[None] - columns.fractional[:, None]
     for cell in itertools.product(range(-2, 3), repeat=2):
         plane = np.linalg.norm((step + cell - np.round(step)) @ columns.lattice_A, axis=-1)
-        deeper = (np.array(cell) - np.round(step)) @ shift * (period_A or 0.0)
-        apart = np.abs(below[None, :, None, :] + deeper[:, None, :, None])
+        one, other = np.nonzero(plane < nearest_A)
+        deeper = (np.array(cell) - np.round(step[one, other])) @ shift * (period_A or 0.0)
+        apart = np.abs(below + deeper[:, None, None])
         if period_A is not None:
             apart = np.minimum(apart % period_A, -apart % period_A)
-        near |= np.hypot(apart + widths[:, None, :], plane[:, None, :, None]) < nearest_A
+        near[one, :, other, :] |= np.hypot(apart + widths, plane[one, other, None, None]) < nearest_A
     for i in range(n):
         np.fill_diagonal(near[i, :, i, :], False)
     return near

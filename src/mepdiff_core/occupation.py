@@ -25,8 +25,8 @@ Labels = npt.NDArray[np.int64]
 LONGEST_LIST = 8_000
 """Arrangements of one column that are listed at most; columns of more atoms are varied a few slots at a time."""
 UNIFORM_LIST = 30_000
-PATTERNS_KEPT = 128
-"""Lists that are kept at once, a MB each at most: every period along the beam has its own."""
+PATTERNS_KEPT = 64
+"""Lists that are kept at once, 2 MB each at most: every period along the beam has its own."""
 CLASH_NATS = 1e6
 TARGETS = 11
 """Elements that another is compared with at once."""
@@ -92,20 +92,19 @@ class Problem:
         return np.concatenate([matter, products(matter[:, :bins])], 1) if column in self.heavy else matter
 
     @cached_property
-    def _uniform(self) -> dict[tuple[int, int], tuple[Labels, Array, Array]]:
+    def _uniform(self) -> dict[tuple[int, int], Uniform]:
         return {}
 
-    def uniform(self, column: int, most: int) -> tuple[Labels, Array, Array]:
-        """Every arrangement of a few atoms of one element: labels, parameters, and energies that don't depend on the other
-        columns."""
+    def uniform(self, column: int, most: int) -> Uniform:
+        """Every arrangement of a few atoms of one element."""
         if (column, most) not in self._uniform:
             elements = np.flatnonzero(np.isfinite(self.element_cost))
-            patterns = self.patterns(column, 1, most, UNIFORM_LIST // len(elements))
+            patterns = self.patterns(column, 1, most, UNIFORM_LIST // len(elements)).labels
             labels = (patterns[1:, None] * (elements + 1)[:, None]).reshape(-1, patterns.shape[1])
             labels = np.concatenate([patterns[:1], labels])
             parameters = self.parameters(column, labels)
             own = 0.5 * np.einsum("np,np->n", parameters @ self.blocks[column], parameters) + self.own_cost(labels)
-            self._uniform[column, most] = labels, parameters, own
+            self._uniform[column, most] = Uniform(labels, labels.max(1), (labels > 0).astype(float), parameters, own)
         return self._uniform[column, most]
 
     def own_cost(self, labels: Labels) -> Array:
@@ -113,9 +112,32 @@ class Problem:
         of_elements = np.concatenate([[0.0], self.element_cost])[labels] @ np.ones(labels.shape[1])
         return np.asarray(of_elements + (labels > 0) @ self.slot_cost)
 
-    def patterns(self, column: int, kinds: int, most: int, longest: int) -> Labels:
-        """(n, slots) labels of up to ``kinds`` elements, no two atoms too near; of more atoms while the list is short."""
+    def patterns(self, column: int, kinds: int, most: int, longest: int) -> Patterns:
+        """Arrangements of up to ``kinds`` elements, no two atoms too near; of more atoms while the list is short."""
         return _patterns(self.near[column, :, column].tobytes(), self.near.shape[1], kinds, most, longest)
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Attributes: ``labels`` (n, slots): kinds 1, 2, ...; ``taken`` (n, slots): 1 where atoms are; ``atoms`` (n, kinds): how
+    many of each kind; ``kinds`` (n, kinds): 1 where there are any."""
+
+    labels: Labels
+    taken: Array
+    atoms: Array
+    kinds: Array
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Attributes: ``labels`` (n, slots); ``label`` (n,): the one they have; ``taken`` (n, slots): 1 where atoms are;
+    ``parameters`` (n, parameters of the column); ``own`` (n,): energies that don't depend on the other columns."""
+
+    labels: Labels
+    label: Labels
+    taken: Array
+    parameters: Array
+    own: Array
 
 
 @dataclass(frozen=True)
@@ -230,21 +252,20 @@ class Chain:
 
     def _first(self, labels: Labels, new: npt.NDArray[np.bool_]) -> Array:
         """(n,) cost of the elements that no other column has."""
-        count, each = np.zeros(len(labels)), np.ones(labels.shape[1])
-        for label in np.flatnonzero(new & (np.bincount(labels.ravel(), minlength=len(new)) > 0)):
-            count += (labels == label) @ each > 0
-        return self.p.first_cost * count
+        ordered = np.sort(labels, axis=1)
+        fresh = new[ordered]
+        fresh[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+        return self.p.first_cost * (fresh @ np.ones(labels.shape[1]))
 
     def _draw_uniform(self, column: int, temperature: float) -> None:
         """All atoms of one element, any element."""
-        labels, x, own = self.p.uniform(column, self.most)
-        present = self.label[column]
-        if self.exact and not (labels == present).all(1).any():
+        listed = self.p.uniform(column, self.most)
+        if self.exact and not (listed.labels == self.label[column]).all(1).any():
             return
         slope, blocked, new = self._around(column)
-        fresh = self.p.first_cost * new[labels.max(1)]
-        costs = own + x @ slope + (labels > 0) @ blocked + fresh
-        self._set(column, labels[self._pick(costs, temperature)])
+        fresh = self.p.first_cost * new[listed.label]
+        costs = listed.own + listed.parameters @ slope + listed.taken @ blocked + fresh
+        self._set(column, listed.labels[self._pick(costs, temperature)])
 
     def _palette(self, column: int) -> Labels:
         """Labels of some elements of the other columns, and of one by chance."""
@@ -256,11 +277,17 @@ class Chain:
     def _draw_mixed(self, column: int, temperature: float) -> None:
         """Atoms of the elements in use, in any mixture."""
         palette = self._palette(column)
-        patterns = self.p.patterns(column, len(palette), self.slots, LONGEST_LIST)
-        labels = np.concatenate([[0], palette])[patterns]
+        listed = self.p.patterns(column, len(palette), self.slots, LONGEST_LIST)
+        labels = np.concatenate([[0], palette])[listed.labels]
         if self.exact and not (labels == self.label[column]).all(1).any():
             return
-        self._set(column, labels[self._pick(self._costs(column, labels), temperature)])
+        slope, blocked, new = self._around(column)
+        x = self.p.parameters(column, labels)
+        costs = 0.5 * np.einsum("np,np->n", x @ self.p.blocks[column], x) + x @ slope
+        costs += listed.taken @ (self.p.slot_cost + blocked)
+        costs += listed.atoms @ np.minimum(self.p.element_cost[palette - 1], CLASH_NATS)
+        costs += listed.kinds @ (self.p.first_cost * new[palette])
+        self._set(column, labels[self._pick(costs, temperature)])
 
     def _draw_box(self, column: int, temperature: float) -> None:
         """A few slots of the column, any mixture in them, the others as they are; or a single one, with any element."""
@@ -353,7 +380,7 @@ def products(matter: Array) -> Array:
 
 
 @lru_cache(PATTERNS_KEPT)
-def _patterns(near: bytes, slots: int, kinds: int, most: int, longest: int) -> Labels:
+def _patterns(near: bytes, slots: int, kinds: int, most: int, longest: int) -> Patterns:
     clash = np.frombuffer(near, bool).reshape(slots, slots)
     parts = [np.zeros((1, slots), np.int64)]
     total = 1
@@ -368,7 +395,9 @@ def _patterns(near: bytes, slots: int, kinds: int, most: int, longest: int) -> L
         for row, places_taken in zip(labels, sets, strict=True):
             row[:, places_taken] = fillings
         parts.append(labels.reshape(-1, slots))
-    return np.concatenate(parts)
+    listed = np.concatenate(parts)
+    atoms = np.stack([(listed == kind).sum(1) for kind in range(1, kinds + 1)], axis=1).astype(float)
+    return Patterns(listed, (listed > 0).astype(float), atoms, (atoms > 0).astype(float))
 
 
 @cache
