@@ -125,10 +125,8 @@ class _Solver(CrystalAnswer):
             attempts.append((yield from again))
         indices = self.batch(SETTLING_PATTERNS)
         made = min(attempts, key=lambda a: _energy(a.model, a.found.pool[0], indices)) if attempts[1:] else attempts[0]
-        best = made.found.pool[0]
-        if not made.hopeless:
-            best = self._settle_elements(made.search, made.model, best)
-            yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
+        best = self._settle_elements(made.search, made.model, made.found.pool[0])
+        yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
         repeat = Repeat(best, made.periods_A)
         if made.model.stacking is None:
             repeat = shortest_repeat(best, self.slices, self.config.slice_thickness_A)
