@@ -74,6 +74,15 @@ def test_states_tell_how_it_forms(scan: Scan, states: list[CrystalState]) -> Non
     assert all(state.total >= state.step for state in states)
     assert all(state.note for state in states)
     last = states[-1]
+    steps = last.steps
+    assert steps is not None
+    assert steps.lattice_A is not None
+    assert abs(np.linalg.det(steps.lattice_A)) == pytest.approx(A**2, rel=0.01)
+    assert steps.places is not None
+    assert steps.periods_A is not None
+    assert len(steps.places) == 4  # strontium, titanium with oxygen, two oxygens
+    assert np.nanmin(np.abs(steps.periods_A - A)) < 0.1
+    assert np.isnan(steps.periods_A).sum() == 1
     assert last.samples is not None
     assert last.samples.shape == (2, *last.volume.shape)
     assert last.cell is not None

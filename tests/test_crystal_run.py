@@ -19,6 +19,7 @@ from mepdiff_core.cell_report import Answer, cell_section, symmetry_of
 from mepdiff_core.cif_cells import read_cell, write_cif
 from mepdiff_core.cli import main
 from mepdiff_core.config import from_dict, parse_assignments, to_dict
+from mepdiff_core.crystal_steps import CrystalSteps
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.errors import InputError
 from mepdiff_core.reconstruction import DEFAULT_METHOD, METHODS, method_config
@@ -31,6 +32,7 @@ from mepdiff_core.unit_cell import UnitCell, from_crystal, match
 from mepdiff_core.volume_files import read_volume
 
 VERDICT = "Two structures are equally likely: the depth of Sr is not told apart."
+STEPS = CrystalSteps(np.eye(30), np.ones((30, 30)), np.zeros(2), np.array(0.2)).with_lattice(3.9 * np.eye(2), np.ones(2))
 STARTED = ("projection", "depth", "posterior")
 Capture = pytest.CaptureFixture[str]
 
@@ -76,6 +78,7 @@ def solver(cell: UnitCell | None, stop_at: int | None = None, samples: int = 3, 
                 samples=drawn,
                 alternative=cell if last and second else None,
                 verdict=VERDICT if last else "",
+                steps=STEPS,
             )
 
     loop.asked = asked  # type: ignore[attr-defined]
@@ -237,10 +240,19 @@ def test_a_run_leaves_cells_samples_and_a_verdict(
     assert metrics["loss"] == pytest.approx(10 / 3)
     assert metrics["loss_heldout"] == pytest.approx(4)
     page = (out / "report.html").read_text(encoding="utf-8")
-    for text in ("Unit cell", VERDICT, "221 Pm-3m", "a = 3.905 Å", "Sr 0.70, Ca 0.29", "3.3333 nats", "crystal-2.cif"):
+    for text in (
+        "Unit cell",
+        "How it was found",
+        VERDICT,
+        "221 Pm-3m",
+        "a = 3.905 Å",
+        "Sr 0.70, Ca 0.29",
+        "3.3333 nats",
+        "crystal-2.cif",
+    ):
         assert text in page
     assert "for it, an inverse crime in part" in page
-    assert {"cell.png", "cell-2.png"} < {p.name for p in out.iterdir()}
+    assert {"cell.png", "cell-2.png", "steps.png"} < {p.name for p in out.iterdir()}
 
     # the report is made again from what the folder holds
     before = (out / "report.html").read_text(encoding="utf-8")
@@ -374,7 +386,8 @@ def test_ctrl_c_keeps_what_there_is(folder: Path, cell: UnitCell, monkeypatch: p
     command = "mepdiff reconstruct scan.h5 --method crystal --out run --resume"
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == f"mepdiff: stopped; run keeps what was found; begin again with: {command}"
-    assert {"crystal.cif", "volume.ome.tif", "history.csv", "run.yaml"} == {p.name for p in Path("run").iterdir()}
+    kept = {"crystal.cif", "steps.safetensors", "volume.ome.tif", "history.csv", "run.yaml"}
+    assert kept == {p.name for p in Path("run").iterdir()}
     assert [row["stage"] for row in table(Path("run/history.csv"))] == ["projection", "depth"]
 
     asked = use(monkeypatch, solver(None, samples=0, second=False))

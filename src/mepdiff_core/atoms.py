@@ -108,6 +108,7 @@ class _Solver(CrystalAnswer):
         model = yield from self.columns()
         if model is None:
             return
+        self.see_columns(model.columns)
         yield from self._atoms(model) if model.stacking is None else self._shifted_atoms(model)
 
     def _atoms(self, model: CrystalModel) -> Iterator[CrystalState]:
@@ -157,6 +158,8 @@ class _Solver(CrystalAnswer):
             for group in np.array_split(np.array(periods, float), 3):
                 tried += [search.search(_period(p), rng, HOT_FIRST, SWEEPS_FIRST, among=few) for p in group]
                 yield from self.emit("depth", f"{name} {turn + 1}: periods along the beam", temperature=HOT_FIRST)
+            if turn < 2:  # all periods, not those like one alone
+                self.see_periods(periods, [a.energy for a in tried])
             best_periods = list(dict.fromkeys(a.period_A for a in sorted(tried, key=lambda a: a.energy)))[:PERIODS_KEPT]
             for period in best_periods:
                 tried += [search.search(period, rng, HOT, SWEEPS, among=few) for _ in range(CHAINS if turn > 1 else 0)]

@@ -13,6 +13,8 @@ import numpy as np
 
 from mepdiff_core.cell_figure import cell_figure
 from mepdiff_core.cif_cells import site_labels, with_uncertainty
+from mepdiff_core.crystal_steps import CrystalSteps
+from mepdiff_core.crystal_steps_figure import steps_figure
 from mepdiff_core.defects import Defect
 from mepdiff_core.errors import InputError
 from mepdiff_core.page import figure_block, save_figure
@@ -21,6 +23,11 @@ from mepdiff_core.unit_cell import UnitCell
 
 SYMMETRY_TOLERANCE_A = 0.2
 """Depths that were measured are not as sharp as those of a file."""
+STEPS_CAPTION = (
+    "The projection with the lattice found in it; the averaged cell, its columns, and how much matter is in each, in oxygen"
+    " atoms through the specimen; and how much worse than the best each period along the beam explains the patterns, by the"
+    " search's quadratic model, before the best ones were improved."
+)
 LEAST_PROBABILITY = 0.005
 """Of a species that the table of atoms still names."""
 
@@ -34,16 +41,18 @@ class Answer:
         alternative: a second one, as likely as the first; None for none.
         verdict: the limits of the answer in words, "" for none.
         defects: sites that differ from the repeated cell.
+        steps: what was found before the atoms; None for an answer without them.
     """
 
     cell: UnitCell | None
     alternative: UnitCell | None = None
     verdict: str = ""
     defects: tuple[Defect, ...] = ()
+    steps: CrystalSteps | None = None
 
 
 def cell_section(folder: Path, answer: Answer, metrics: Mapping[str, Any]) -> str:
-    """The section as HTML; ``cell.png`` and, for an alternative, ``cell-2.png`` are written into the folder."""
+    """The section as HTML; ``steps.png``, ``cell.png`` and, for an alternative, ``cell-2.png`` go into the folder."""
     parts = [f"<p><strong>{html.escape(answer.verdict)}</strong></p>"] if answer.verdict else []
     loss, held = (metrics.get(name) for name in ("loss", "loss_heldout"))
     if loss is not None and math.isfinite(loss):
@@ -57,6 +66,9 @@ def cell_section(folder: Path, answer: Answer, metrics: Mapping[str, Any]) -> st
         parts.append(_defects_table(answer.defects))
     if answer.alternative is not None:
         parts.append("<h3>As likely</h3>" + _describe(folder / "cell-2.png", answer.alternative, "crystal-2.cif"))
+    if answer.steps is not None:
+        png = save_figure(steps_figure(answer.steps), folder / "steps.png")
+        parts.append("<h3>How it was found</h3>" + figure_block(png, STEPS_CAPTION))
     return "".join(parts)
 
 

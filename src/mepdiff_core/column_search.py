@@ -18,6 +18,7 @@ from mepdiff_core.atom_waves import AtomWaves, Imaging
 from mepdiff_core.batches import Indices, split_patterns
 from mepdiff_core.columns import Columns, Painter, add_missing, drop_empty, refine, split_cosets, widen
 from mepdiff_core.crystal_model import CrystalModel
+from mepdiff_core.crystal_steps import CrystalSteps
 from mepdiff_core.crystal_verdict import SHIFTING, WITHOUT_CELL
 from mepdiff_core.element_features import element_table
 from mepdiff_core.errors import InputError
@@ -109,6 +110,7 @@ class ColumnSearch:
     heldout: float | None = None
     change: float = 0.0
     overfocus_spread_A: float = float("nan")
+    steps: CrystalSteps | None = None
 
     def __post_init__(self) -> None:
         c, scan = self.config, self.scan
@@ -158,6 +160,7 @@ class ColumnSearch:
             heldout=self.heldout,
             note=note,
             stage=stage,
+            steps=self.steps,
             **more,
         )
 
@@ -173,6 +176,12 @@ class ColumnSearch:
         beam = self.config.model, self.probe, self.positions_A
         for step in project(scan, self.thickness_A, self.fit, PASSES, rng, self.device, *beam):
             projected = step.phase
+            self.steps = CrystalSteps(
+                projected.astype(np.float32),
+                illumination(scan).astype(np.float32),
+                np.asarray(self.field.origin_A, np.float64),
+                np.array(scan.pixel_size_A),
+            )
             self.volume = np.repeat((projected / self.slices).astype(np.float32)[None], self.slices, 0)
             yield from self.emit("projection", f"projection, pass {step.step} of {step.total}")
 
@@ -182,6 +191,7 @@ class ColumnSearch:
         if columns is None:
             yield from self._give_up("no lattice: the projection does not repeat within the field, so this is no crystal")
             return None
+        self.see_columns(columns)
         yield from self.emit("lattice", f"lattice {_describe(columns.lattice_A)}, {len(columns)} columns")
         for result in self._settle(columns, even):
             columns = result
@@ -214,6 +224,17 @@ class ColumnSearch:
                 "columns", f"atoms are drawn where they are, not as abTEM does: {gain:.1f} nats a pattern less"
             )
         return CrystalModel(waves.changed(imaging=imaging), columns)
+
+    def see_columns(self, columns: Columns) -> None:
+        """The columns as they are now, for pictures."""
+        assert self.steps is not None
+        found = self.steps.with_lattice(columns.lattice_A, columns.origin_A)
+        self.steps = found.with_columns(columns.fractional, columns.amounts[:, 0])
+
+    def see_periods(self, periods_A: Sequence[float], energies: Sequence[float]) -> None:
+        """Periods along the beam that were compared, nan for none, for pictures."""
+        assert self.steps is not None
+        self.steps = self.steps.with_periods(periods_A, energies)
 
     def _waves(self, slices: int, slice_thickness_A: float, measured: MeasuredPatterns | None = None) -> AtomWaves:
         model = self.config.model
@@ -293,6 +314,7 @@ class ColumnSearch:
         matrix, gain = best_superlattice(gains, index) if self.known.lattice_A is None else (None, 0.0)
         stackings = find_stackings(gains, self.thickness_A, self.known.period_A, STACKINGS)
         if stackings and stackings[0].gain > max(gain, 0.0):
+            self.see_periods([s.period_A for s in stackings], [-s.gain for s in stackings])
             stackings = [s for s in stackings if s.gain > NEARLY * stackings[0].gain]
             return f"cells shift along the beam: {stackings[0]}", None, gains, stackings
         if matrix is not None:

@@ -24,6 +24,7 @@ from mepdiff_core import __version__
 from mepdiff_core.arrays import load_arrays, save_arrays
 from mepdiff_core.cif_cells import read_cell, write_cif
 from mepdiff_core.config import check, dump_yaml, merge, read_yaml, to_dict
+from mepdiff_core.crystal_steps import CrystalSteps
 from mepdiff_core.defects import defect_from
 from mepdiff_core.errors import Diverged, InputError
 from mepdiff_core.files import make_folder, write_text
@@ -45,6 +46,8 @@ SAMPLE_HISTORY = ("log_snr", "grad_norm", "network_calls", "network_s", "physics
 CELLS = ("crystal.cif", "crystal-2.cif")
 """The unit cell, and a second one where two are equally likely."""
 SAMPLES = ("samples.ome.tif", "mean.ome.tif", "std.ome.tif")
+STEPS = "steps.safetensors"
+"""What the crystal solver found before the atoms."""
 MASK = "illuminated.ome.tif"
 """Where electrons went (1): beyond it, a posterior sampler's volume is the prior's invention."""
 REFINED = "refined.h5"
@@ -184,6 +187,8 @@ class RunFolder:
                     (self.path / name).unlink(missing_ok=True)  # what an earlier start may have left
                 else:
                     write_cif(self.path / name, cell)
+            if state.steps is not None:
+                save_arrays(state.steps.arrays(), self.path / STEPS)
         for name, array in zip(SAMPLES, (state.samples, state.mean(), state.spread()), strict=True):
             if array is None or not len(array):
                 (self.path / name).unlink(missing_ok=True)
@@ -209,7 +214,8 @@ class RunFolder:
             return None
         cell, alternative = (read_cell(self.path / name) if (self.path / name).exists() else None for name in CELLS)
         defects = tuple(defect_from(entry) for entry in self.record.get("defects") or ())
-        return Answer(cell, alternative, str(self.record["verdict"] or ""), defects)
+        steps = CrystalSteps.of(load_arrays(self.path / STEPS)) if (self.path / STEPS).exists() else None
+        return Answer(cell, alternative, str(self.record["verdict"] or ""), defects, steps)
 
     def read_refined(self) -> Refined | None:
         """Probe and positions that the run has found; None where it looked for none."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from mepdiff_core.crystal_steps import CrystalSteps
     from mepdiff_core.defects import Defect
     from mepdiff_core.unit_cell import UnitCell
 
@@ -138,6 +139,7 @@ class CrystalState(State):
         alternative: a second candidate for ``cell`` where two are equally likely.
         defects: sites that differ from the repeated cell; ``volume`` has them, ``cell`` and samples have not.
         explained: whether the patterns are explained to within counting statistics; in the last state alone.
+        steps: what was found before the atoms.
     """
 
     cell: UnitCell | None = None
@@ -147,3 +149,4 @@ class CrystalState(State):
     alternative: UnitCell | None = None
     defects: tuple[Defect, ...] = ()
     explained: bool = False
+    steps: CrystalSteps | None = None

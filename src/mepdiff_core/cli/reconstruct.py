@@ -37,7 +37,8 @@ Every value of the calibration: mepdiff info --settings calibration
 --engine fast computes with mepdiff's own forward model instead of PtyRAD's: the same losses, about three times as fast.
 
 The run folder holds volume.ome.tif (phase in rad), history.csv, metrics.json, run.yaml and report.html; of the method
-crystal also crystal.cif, crystal-2.cif where two cells are equally likely, and samples, mean and std.ome.tif.
+crystal also crystal.cif, crystal-2.cif where two cells are equally likely, samples, mean and std.ome.tif, and
+steps.safetensors: what it found before the atoms.
 Ctrl-C stops and keeps everything; the same command with --resume goes on (the method crystal begins again).
 
 examples:
