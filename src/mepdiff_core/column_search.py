@@ -314,7 +314,6 @@ class ColumnSearch:
         matrix, gain = best_superlattice(gains, index) if self.known.lattice_A is None else (None, 0.0)
         stackings = find_stackings(gains, self.thickness_A, self.known.period_A, STACKINGS)
         if stackings and stackings[0].gain > max(gain, 0.0):
-            self.see_periods([s.period_A for s in stackings], [-s.gain for s in stackings])
             stackings = [s for s in stackings if s.gain > NEARLY * stackings[0].gain]
             return f"cells shift along the beam: {stackings[0]}", None, gains, stackings
         if matrix is not None:
@@ -349,6 +348,7 @@ class ColumnSearch:
             phase = model.phase_of_matter(model.step(expansion))
             fine.append((cost(model, phase), model, phase))
             yield model
+        self.see_periods([s.period_A for s in stackings], [trial[0] for trial in fine])
         _, model, phase = min(fine, key=lambda trial: trial[0])
         result = refine(waves, columns, self.batch(EVEN_PATTERNS), phase=phase)
         more = add_missing(waves, result.columns, self.batch(COPIES_PATTERNS // 4), phase)
