@@ -26,7 +26,7 @@ SYMMETRY_TOLERANCE_A = 0.2
 STEPS_CAPTION = (
     "The projection with the lattice found in it; the averaged cell, its columns, and how much matter is in each, in oxygen"
     " atoms through the specimen; and how much worse than the best each period along the beam explains the patterns, before"
-    " the best ones were improved: all periods by the search's quadratic model, or, where cells shift, a few by the model itself."
+    " the best ones were improved: all by the search's quadratic model, or a few, where cells shift, by the model itself."
 )
 LEAST_PROBABILITY = 0.005
 """Of a species that the table of atoms still names."""
