@@ -14,7 +14,7 @@ from mepdiff_core.atoms import run_crystal
 from mepdiff_core.column_search import ColumnSearch, what_is_known
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.depth import Arrangement, make_slots, periods_like, shortest_repeat
-from mepdiff_core.errors import InputError
+from mepdiff_core.errors import InputError, Refused
 from mepdiff_core.metrics import expected_deviance, volume_metrics
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import CrystalConfig
@@ -149,7 +149,7 @@ def test_noise_without_a_crystal_is_refused_in_words(scan: Scan) -> None:
 
 def test_a_lattice_that_does_not_fit_is_refused_with_the_distance(scan: Scan) -> None:
     config = CrystalConfig(lattice_A=(5.6, 7.1), angle_deg=90.0)
-    with pytest.raises(InputError, match=r"does not fit the projection: the nearest that does is .* % off"):
+    with pytest.raises(Refused, match=r"does not fit the projection: the nearest that does is .* % off"):
         list(run_crystal(scan, config))
 
 

@@ -21,7 +21,7 @@ from mepdiff_core.cli import main
 from mepdiff_core.config import from_dict, parse_assignments, to_dict
 from mepdiff_core.crystal_steps import CrystalSteps
 from mepdiff_core.crystals import Crystal
-from mepdiff_core.errors import InputError
+from mepdiff_core.errors import InputError, Refused
 from mepdiff_core.reconstruction import DEFAULT_METHOD, METHODS, method_config
 from mepdiff_core.runs import HISTORY, Run
 from mepdiff_core.scan import Scan
@@ -399,6 +399,34 @@ def test_ctrl_c_keeps_what_there_is(folder: Path, cell: UnitCell, monkeypatch: p
     assert [row["step"] for row in table(Path("../run/history.csv"))] == ["1", "2", "3"]
     assert not Path("../run/crystal.cif").exists()  # of the first start
     assert yaml.safe_load(Path("../run/run.yaml").read_text())["verdict"] == VERDICT
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_run_refused_on_the_way_leaves_nothing_but_what_others_put_there(
+    folder: Path, cell: UnitCell, monkeypatch: pytest.MonkeyPatch, capsys: Capture, foreign: bool
+) -> None:
+    """The projection had to be seen first; the same folder takes the next try."""
+    whole = solver(cell)
+
+    def loop(*given: Any) -> Iterator[CrystalState]:
+        states = whole(*given)
+        yield next(states)
+        assert Path("run/volume.ome.tif").exists()
+        assert Path("run/steps.safetensors").exists()
+        if foreign:
+            Path("run/notes.txt").touch()
+        raise Refused("the lattice does not fit the projection")
+
+    monkeypatch.setitem(METHODS, "crystal", replace(METHODS["crystal"], run=loop))
+    command = ["reconstruct", "scan.h5", "--method", "crystal", "--lattice", "3.9,4.4,90", "--out", "run"]
+    assert main(command) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "mepdiff: the lattice does not fit the projection"
+    if foreign:
+        assert [path.name for path in Path("run").iterdir()] == ["notes.txt"]
+    else:
+        assert not Path("run").exists()
+        use(monkeypatch, whole)
+        assert main(command) == 0
 
 
 def test_a_start_file_that_has_changed_is_refused(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mepdiff_core.arrays import load_arrays, save_arrays
+from mepdiff_core.arrays import save_arrays
 from mepdiff_core.crystal_steps import CrystalSteps
 from mepdiff_core.crystal_steps_figure import steps_figure
 from mepdiff_core.errors import InputError
@@ -57,16 +57,21 @@ def test_the_best_period_has_no_nats(steps: CrystalSteps) -> None:
 
 def test_a_file_gives_back_what_is_known(steps: CrystalSteps, projection: np.ndarray, tmp_path: Path) -> None:
     for known in (steps, CrystalSteps(projection, projection, ORIGIN, np.array(PIXEL))):
-        save_arrays(known.arrays(), tmp_path / "steps.safetensors")
-        again = CrystalSteps.of(load_arrays(tmp_path / "steps.safetensors"))
+        known.save(tmp_path / "steps.safetensors")
+        again = CrystalSteps.load(tmp_path / "steps.safetensors")
         assert again.arrays().keys() == known.arrays().keys()
         for name, array in known.arrays().items():
             np.testing.assert_array_equal(again.arrays()[name], array)
 
 
-def test_other_arrays_are_refused(steps: CrystalSteps) -> None:
-    with pytest.raises(InputError, match="volume: these are not the crystal solver's steps"):
-        CrystalSteps.of({"volume": np.zeros(3)})
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "steps.safetensors"
+    save_arrays({"volume": np.zeros(3)}, path)
+    with pytest.raises(InputError, match=r"steps.safetensors holds volume, not the crystal solver's steps; remove it"):
+        CrystalSteps.load(path)
+    path.write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"steps.safetensors is damaged \(.*; remove it to go on without"):
+        CrystalSteps.load(path)
 
 
 def test_the_picture_has_a_panel_for_each_step(steps: CrystalSteps, projection: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystal_steps import CrystalSteps
 from mepdiff_core.crystal_verdict import SHIFTING, WITHOUT_CELL
 from mepdiff_core.element_features import element_table
-from mepdiff_core.errors import InputError
+from mepdiff_core.errors import Refused
 from mepdiff_core.forward import object_field
 from mepdiff_core.imaging import refine_imaging
 from mepdiff_core.measured import MeasuredPatterns
@@ -407,13 +407,13 @@ def _nearest(candidates: Sequence[plane.Lattice], wanted: Array) -> Array:
     """The candidate of the wanted lengths and angle.
 
     Raises:
-        InputError: none is; says by how much the nearest misses.
+        Refused: none is; says by how much the nearest misses.
     """
     goal = _shape(wanted)
     misses = [float(np.abs(_shape(c.vectors_A) / goal - 1).max()) for c in candidates]
     best = int(np.argmin(misses))
     if misses[best] > LATTICE_TOLERANCE:
-        raise InputError(
+        raise Refused(
             f"the lattice {_describe(wanted)} does not fit the projection: the nearest that does is"
             f" {_describe(candidates[best].vectors_A)}, {100 * misses[best]:.1f} % off; leave the lattice out, or check axis"
             " and calibration"

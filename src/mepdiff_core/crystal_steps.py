@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from mepdiff_core import lattice
-from mepdiff_core.arrays import Arrays
+from mepdiff_core.arrays import Arrays, load_arrays, save_arrays
 from mepdiff_core.errors import InputError
 
 Array = npt.NDArray[np.float64]
@@ -54,17 +55,24 @@ class CrystalSteps:
         return replace(self, periods_A=np.asarray(periods_A, np.float64), nats=nats - nats.min())
 
     def arrays(self) -> Arrays:
-        """By name, for a file."""
+        """What is known, by name."""
         return {f.name: np.asarray(value) for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
+    def save(self, path: str | Path) -> None:
+        """A safetensors file, written atomically."""
+        save_arrays(self.arrays(), path)
+
     @classmethod
-    def of(cls, arrays: Arrays) -> CrystalSteps:
-        """What ``arrays`` gave.
+    def load(cls, path: str | Path) -> CrystalSteps:
+        """What ``save`` wrote.
 
         Raises:
-            InputError: these are other arrays.
+            InputError: damaged, or a file of other arrays.
         """
+        remedy = "remove it to go on without"
+        arrays = load_arrays(path, remedy)
         try:
             return cls(**arrays)  # type: ignore[arg-type]
         except TypeError:
-            raise InputError(f"{', '.join(sorted(arrays))}: these are not the crystal solver's steps") from None
+            held = ", ".join(sorted(arrays))
+            raise InputError(f"{path} holds {held}, not the crystal solver's steps; {remedy}") from None

@@ -12,6 +12,10 @@ class InputError(ValueError):
     """What the user gave cannot be used. The command line answers with exit code 2."""
 
 
+class Refused(InputError):
+    """What the user gave does not fit the data, which only the first states could tell; none of them is worth keeping."""
+
+
 class Diverged(InputError):
     """A loop left the realm of finite or falling losses; its last good state was yielded before."""
 

@@ -26,7 +26,7 @@ from mepdiff_core.cif_cells import read_cell, write_cif
 from mepdiff_core.config import check, dump_yaml, merge, read_yaml, to_dict
 from mepdiff_core.crystal_steps import CrystalSteps
 from mepdiff_core.defects import defect_from
-from mepdiff_core.errors import Diverged, InputError
+from mepdiff_core.errors import Diverged, InputError, Refused
 from mepdiff_core.files import make_folder, write_text
 from mepdiff_core.settings import EMBEDDED, CrystalConfig, MepdiffConfig, SamplerConfig
 from mepdiff_core.states import CrystalState, Refined, SampleState, State
@@ -52,6 +52,9 @@ MASK = "illuminated.ome.tif"
 """Where electrons went (1): beyond it, a posterior sampler's volume is the prior's invention."""
 REFINED = "refined.h5"
 """Probe and positions that a run has found together with the specimen."""
+CHECKPOINT = "checkpoint.safetensors"
+FILES = ("run.yaml", "history.csv", "volume.ome.tif", *CELLS, STEPS, *SAMPLES, REFINED, MASK, CHECKPOINT)
+"""What a run writes before its metrics and its report."""
 SAVE_EVERY_S = 15.0
 
 
@@ -69,7 +72,7 @@ class RunFolder:
         self.record = record
         self.history: list[dict[str, Any]] = []
         self._saved_at = -SAVE_EVERY_S
-        self._undo: list[Path] = []
+        self._new = self._made = False
         self._voxel: tuple[float, float, float] = tuple(record["voxel_size_A"])
         self._origin: tuple[float, float, float] = tuple(record["origin_A"])
 
@@ -83,7 +86,7 @@ class RunFolder:
         existed = Path(path).exists()
         path = make_folder(path)
         folder = cls(path, {**record, "versions": versions(), "status": "running"})
-        folder._undo = [path / "run.yaml"] if existed else [path / "run.yaml", path]
+        folder._new, folder._made = True, not existed
         folder._write_record()
         return folder
 
@@ -120,16 +123,16 @@ class RunFolder:
         Raises:
             InputError: the file is damaged.
         """
-        path = self.path / "checkpoint.safetensors"
+        path = self.path / CHECKPOINT
         return load_arrays(path) if path.exists() else None
 
     def follow(self, states: Iterator[State]) -> Generator[State]:
         """Pass the states on, keeping history, volume and checkpoint on disk; whatever happens, the last state is saved.
 
-        A new run whose input is refused before its first state leaves nothing behind.
+        A new run whose input is refused leaves nothing behind.
         """
         last: State | None = None
-        status = "stopped"
+        status, refused = "stopped", False
         try:
             for state in states:
                 last = state
@@ -142,6 +145,7 @@ class RunFolder:
             status = f"diverged: {error}"
             raise
         except Exception as error:
+            refused = isinstance(error, Refused)
             status = f"failed: {error}" if isinstance(error, InputError) else f"failed: {type(error).__name__}: {error}"
             raise
         finally:
@@ -151,15 +155,20 @@ class RunFolder:
             if isinstance(last, CrystalState):
                 self.record["verdict"] = last.verdict
                 self.record["defects"] = [asdict(defect) for defect in last.defects]
-            if last is not None:
-                self._save(last, checkpoint=status != "finished")
-            if self._undo and last is None and status.startswith("failed"):
-                for path in self._undo:
-                    path.rmdir() if path.is_dir() else path.unlink()
+            if self._new and (refused or (last is None and status.startswith("failed"))):
+                self._remove()
             else:
+                if last is not None:
+                    self._save(last, checkpoint=status != "finished")
                 self._write_record()
             if status == "finished":
-                (self.path / "checkpoint.safetensors").unlink(missing_ok=True)
+                (self.path / CHECKPOINT).unlink(missing_ok=True)
+
+    def _remove(self) -> None:
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        if self._made and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def keep_changes(self, changes: Sequence[Mapping[str, Any]]) -> None:
         """Put what a person has changed on the way on record, when there is more of it than before."""
@@ -188,7 +197,7 @@ class RunFolder:
                 else:
                     write_cif(self.path / name, cell)
             if state.steps is not None:
-                save_arrays(state.steps.arrays(), self.path / STEPS)
+                state.steps.save(self.path / STEPS)
         for name, array in zip(SAMPLES, (state.samples, state.mean(), state.spread()), strict=True):
             if array is None or not len(array):
                 (self.path / name).unlink(missing_ok=True)
@@ -199,7 +208,7 @@ class RunFolder:
         if isinstance(state, SampleState):
             write_volume(self.path / MASK, state.illuminated[None].astype(np.float32), self._voxel, self._origin)
         if checkpoint and state.checkpoint:
-            save_arrays(state.checkpoint, self.path / "checkpoint.safetensors")
+            save_arrays(state.checkpoint, self.path / CHECKPOINT)
         self._saved_at = time.monotonic()
 
     def read_answer(self) -> Answer | None:
@@ -214,7 +223,7 @@ class RunFolder:
             return None
         cell, alternative = (read_cell(self.path / name) if (self.path / name).exists() else None for name in CELLS)
         defects = tuple(defect_from(entry) for entry in self.record.get("defects") or ())
-        steps = CrystalSteps.of(load_arrays(self.path / STEPS)) if (self.path / STEPS).exists() else None
+        steps = CrystalSteps.load(self.path / STEPS) if (self.path / STEPS).exists() else None
         return Answer(cell, alternative, str(self.record["verdict"] or ""), defects, steps)
 
     def read_refined(self) -> Refined | None:
