@@ -169,7 +169,7 @@ def test_a_start_file_gives_lattice_period_and_elements() -> None:
     np.testing.assert_allclose(np.linalg.norm(known.lattice_A, axis=1), known.period_A, rtol=1e-6)
 
 
-@pytest.mark.parametrize("period", [2.7, 3.905, 9.05, 12.79])
+@pytest.mark.parametrize("period", [2.7, float(np.nextafter(2.7, 0)), 3.905, 4.1 + 2 / 7, 9.05, 12.79])
 def test_slots_are_the_depths_that_share_their_slices(period: float) -> None:
     slots = make_slots(period, 8, 1.6)
     for depth, width, row in zip(slots.depth_A, slots.width_A, slots.slices, strict=True):
@@ -177,6 +177,9 @@ def test_slots_are_the_depths_that_share_their_slices(period: float) -> None:
             copies = np.arange(depth + shift, 12.8, period)
             expected = np.bincount((copies / 1.6).astype(int), minlength=8)
             np.testing.assert_array_equal(row, expected)
+    ends = [0.0, *(slots.depth_A + slots.width_A / 2), period]  # nothing is left out but what is narrow
+    starts = [0.0, *(slots.depth_A - slots.width_A / 2), period]
+    assert np.max(np.subtract(starts[1:], ends[:-1])) < 0.05
     assert slots.width_A.sum() > period - 0.5
     assert len(np.unique(slots.slices, axis=0)) == len(slots.slices)
 
@@ -197,10 +200,11 @@ def test_expected_deviance_is_that_of_poisson_draws() -> None:
         assert expected_deviance(np.array([mean]))[0] == pytest.approx(sampled.mean(), abs=tolerance)
 
 
-@pytest.mark.parametrize("period", [3.905, 5.41, 9.05])
-def test_the_shortest_period_is_found_from_the_slices(period: float) -> None:
+@pytest.mark.parametrize("first", [0.3, 1.567])
+@pytest.mark.parametrize("period", [3.905, 3.945, 5.41, 9.05])
+def test_the_shortest_period_is_found_from_the_slices(period: float, first: float) -> None:
     # three columns of one atom a period, told slice by slice, as if there were no period
-    depths = (0.3, 0.3 + period / 2, 0.9 + period / 3)
+    depths = (first, first + period / 2, first + 0.6 + period / 3)
     rows = [(column, int(z / 1.6)) for column, start in enumerate(depths) for z in np.arange(start % period, 12.8, period)]
     column, slot = (np.array(values, np.int64) for values in zip(*rows, strict=True))
     number = np.array([38, 22, 8])[column]

@@ -57,7 +57,7 @@ def make_slots(period_A: float | None, slices: int, slice_thickness_A: float) ->
     faces = np.arange(slices + 1) * slice_thickness_A
     crossings = (faces[:, None] - np.arange(0, thickness, period_A)).ravel()
     edges = np.unique(np.round(np.concatenate([[0.0, period_A], crossings]), 6))
-    edges = edges[(edges >= 0) & (edges <= period_A)]
+    edges = edges[(edges >= 0) & (edges <= round(period_A, 6))]
     middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     middle, width = middle[width > NARROWEST_A], width[width > NARROWEST_A]
     table = np.zeros((len(middle), slices))
