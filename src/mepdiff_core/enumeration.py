@@ -26,8 +26,9 @@ AT_ONCE = 100_000
 FEW, EVERY = 30, 3
 """More elements than these are each third one where those of two atoms are improved together; single atoms have all."""
 TURNS = 3
-KEPT = 200
-"""Sets of as many places, the best by elements improved one at a time, that pairs are tried in."""
+KEPT, FEW_ATOMS, FEWEST_KEPT = 200, 4, 30
+"""Sets of so few places, the best by elements improved one at a time, that pairs are tried in. Of more places fewer sets, for
+each costs by the fourth power of their number, but some."""
 
 
 def best_occupations(problem: Problem, metal: Mask, near_metals: Mask, count: int) -> list[Occupation]:
@@ -50,7 +51,7 @@ def best_occupations(problem: Problem, metal: Mask, near_metals: Mask, count: in
         singles, pairs = [((k,), some) for k in atoms], [(pair, some) for pair in combinations(atoms, 2)]
         light = np.full(places.shape, len(elements) // 8)
         chosen, energy = _improved(polynomial.at(places), light, singles)
-        kept = np.argsort(energy)[:KEPT]
+        kept = np.argsort(energy)[: max(FEWEST_KEPT, round(KEPT * min(1.0, FEW_ATOMS / len(atoms)) ** 4))]
         places, chosen = places[kept], chosen[kept]
         chosen, energy = _improved(polynomial.at(places), chosen, [*pairs, *(((k,), elements) for k in atoms)])
         label = np.zeros((len(places), len(problem.slot_cost)), np.int64)
