@@ -27,8 +27,8 @@ FEW, EVERY = 30, 3
 """More elements than these are each third one where those of two atoms are improved together; single atoms have all."""
 TURNS = 3
 KEPT, FEW_ATOMS, FEWEST_KEPT = 200, 4, 30
-"""Sets of so few places, the best by elements improved one at a time, that pairs are tried in. Of more places fewer sets, for
-each costs by the fourth power of their number, but some."""
+"""Sets of up to so few places, the best by elements improved one at a time, that pairs are tried in. Of more places fewer
+sets, for each costs by the fourth power of their number, but some."""
 
 
 def best_occupations(problem: Problem, metal: Mask, near_metals: Mask, count: int) -> list[Occupation]:
