@@ -120,7 +120,10 @@ def notes_of_rounds(scan: Scan, config: CrystalConfig) -> str:
 
 @pytest.mark.slow
 def test_a_hopeless_cell_is_not_searched_again(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rounds show that neither a third nor a second start will help."""
+    """Two rounds show that neither a third nor a second start will help; a smaller cell is asked for where little repeats."""
+    asked: list[object] = []
+    monkeypatch.setattr(atoms, "fold", asked.append)
+    monkeypatch.setattr(atoms, "FEW_PERIODS", 9)
     monkeypatch.setattr(atoms, "doubtful", lambda *_: True)
     monkeypatch.setattr(atoms, "SHIFTING", 0.0)
     monkeypatch.setattr(atoms, "HOPELESS_NATS", -np.inf)
@@ -128,10 +131,13 @@ def test_a_hopeless_cell_is_not_searched_again(scan: Scan, monkeypatch: pytest.M
     assert "round 2" in notes
     assert "round 3" not in notes
     assert "once more" not in notes
+    assert len(asked) == 1
 
 
 @pytest.mark.slow
 def test_a_second_start_ends_where_the_first_did(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a period sought that is longer than the specimen is thick where one repeats three times."""
+    monkeypatch.setattr(atoms, "fold", lambda _: pytest.fail("a smaller cell was asked for"))
     monkeypatch.setattr(atoms, "doubtful", lambda *_: True)
     notes = notes_of_rounds(scan, SOLVED_SOON)
     assert "round 3: what each atom" in notes

@@ -26,9 +26,8 @@ AT_ONCE = 100_000
 FEW, EVERY = 30, 3
 """More elements than these are each third one where those of two atoms are improved together; single atoms have all."""
 TURNS = 3
-KEPT, FEW_ATOMS, FEWEST_KEPT = 200, 4, 30
-"""Sets of up to so few places, the best by elements improved one at a time, that pairs are tried in. Of more places fewer
-sets, for each costs by the fourth power of their number, but some."""
+KEPT = 200
+"""Sets of as many places, the best by elements improved one at a time, that pairs are tried in."""
 
 
 def best_occupations(problem: Problem, metal: Mask, near_metals: Mask, count: int) -> list[Occupation]:
@@ -51,7 +50,7 @@ def best_occupations(problem: Problem, metal: Mask, near_metals: Mask, count: in
         singles, pairs = [((k,), some) for k in atoms], [(pair, some) for pair in combinations(atoms, 2)]
         light = np.full(places.shape, len(elements) // 8)
         chosen, energy = _improved(polynomial.at(places), light, singles)
-        kept = np.argsort(energy)[: max(FEWEST_KEPT, round(KEPT * min(1.0, FEW_ATOMS / len(atoms)) ** 4))]
+        kept = np.argsort(energy)[:KEPT]
         places, chosen = places[kept], chosen[kept]
         chosen, energy = _improved(polynomial.at(places), chosen, [*pairs, *(((k,), elements) for k in atoms)])
         label = np.zeros((len(places), len(problem.slot_cost)), np.int64)
