@@ -120,7 +120,7 @@ def notes_of_rounds(scan: Scan, config: CrystalConfig) -> str:
 
 @pytest.mark.slow
 def test_a_hopeless_cell_is_not_searched_again(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rounds show that neither a third nor a second start will help; a smaller cell is asked for where little repeats."""
+    """Two rounds show that neither a third nor a second start will help; a smaller cell is asked for if little repeats."""
     asked: list[object] = []
     monkeypatch.setattr(atoms, "fold", asked.append)
     monkeypatch.setattr(atoms, "FEW_PERIODS", 9)

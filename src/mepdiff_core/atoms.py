@@ -269,7 +269,7 @@ class _Solver(CrystalAnswer):
         return doubtful(surplus / len(indices), deviations, self.brightness)
 
     def _repeats(self, best: Arrangement) -> bool:
-        """Whether the specimen holds a period so often that no longer one, of columns that are copies, is to be thought of."""
+        """Whether the specimen holds a period so often that no longer one, of columns that are copies, is thinkable."""
         return best.period_A is not None and FEW_PERIODS * best.period_A <= self.thickness_A
 
     def _hopeless(self, model: CrystalModel, best: Arrangement, indices: Indices) -> bool:
