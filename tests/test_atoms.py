@@ -206,6 +206,18 @@ def test_expected_deviance_is_that_of_poisson_draws() -> None:
         assert expected_deviance(np.array([mean]))[0] == pytest.approx(sampled.mean(), abs=tolerance)
 
 
+def test_the_period_is_the_one_that_leaves_depths_most_room() -> None:
+    """Layers in slices 0, 3, 5 and 2, 4, 7 may lie anywhere in half a slice each if the period is 4 Å, in less if not."""
+    column, slot = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 3, 5, 2, 4, 7])
+    number = np.array([22, 38])[column]
+    told = Arrangement(None, column, number, slot * 1.6 + 0.8, slot, np.eye(8)[slot], 0.0, 36.0)
+    repeat = shortest_repeat(told, 8, 1.6)
+    assert repeat.periods_A == pytest.approx((3.75, 4.75), abs=0.011)
+    assert repeat.arrangement.period_A == pytest.approx(4.0, abs=0.011)
+    np.testing.assert_allclose(repeat.arrangement.depth_A, [1.2, 3.6], atol=0.03)
+    assert repeat.arrangement.same_as(told)
+
+
 @pytest.mark.parametrize("first", [0.3, 1.567])
 @pytest.mark.parametrize("period", [3.905, 3.945, 5.41, 9.05])
 def test_the_shortest_period_is_found_from_the_slices(period: float, first: float) -> None:

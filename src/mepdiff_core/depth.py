@@ -211,31 +211,28 @@ class Repeat:
 def shortest_repeat(found: Arrangement, slices: int, slice_thickness_A: float) -> Repeat:
     """The same atoms in the same slices, told by the period that needs the fewest of them.
 
-    Several periods may put atoms into the same slices; the patterns can't tell them apart, and the simplest is chosen: the
-    middle of the widest range of those that need the fewest atoms.
+    Several periods may put atoms into the same slices; the patterns can't tell them apart, and the likeliest is chosen: the
+    one that leaves the depths most room.
     """
     wanted: dict[tuple[int, int], Array] = {}
     for column, number, row in zip(found.column, found.number, found.occupied, strict=True):
         key = (int(column), int(number))
         wanted[key] = wanted.get(key, np.zeros(slices)) + row
-    grid = np.arange(SHORTEST_PERIOD_A, slices * slice_thickness_A, PERIOD_STEP_A)
+    grid = np.arange(SHORTEST_PERIOD_A, slices * slice_thickness_A, PERIOD_STEP_A).round(3)
     covers = [_cover_all(float(period), wanted, slices, slice_thickness_A) for period in grid]
     counts = np.array([np.inf if cover is None else sum(map(len, cover)) for cover in covers])
     if not len(counts) or counts.min() > len(found.number):
         return Repeat(found, None)
     fewest = np.flatnonzero(counts == counts.min())
-    runs = np.split(fewest, np.flatnonzero(np.diff(fewest) > 1) + 1)
-    longest = max(runs, key=len)
-    period = float(grid[longest].mean().round(3))
-    cover = _cover_all(period, wanted, slices, slice_thickness_A)
-    if cover is None:
-        period = float(grid[longest[len(longest) // 2]])
-        cover = covers[longest[len(longest) // 2]]
-    assert cover is not None
-    slots = make_slots(period, slices, slice_thickness_A)
+    tables = [make_slots(float(grid[i]), slices, slice_thickness_A) for i in fewest]
+    places = [np.array([slot for slots in covers[i] or () for slot in slots], np.int64) for i in fewest]
+    room = [_room(slots, slot) for slots, slot in zip(tables, places, strict=True)]
+    likeliest = int(np.argmin(room))
+    run = next(r for r in np.split(fewest, np.flatnonzero(np.diff(fewest) > 1) + 1) if fewest[likeliest] in r)
+    period, slots, slot = float(grid[fewest[likeliest]]), tables[likeliest], places[likeliest]
+    cover = covers[fewest[likeliest]] or []
     column, number = (np.repeat([key[i] for key in wanted], [len(c) for c in cover]) for i in (0, 1))
-    slot = np.concatenate([np.array(c, np.int64) for c in cover])
-    prior = ATOM_COST * len(slot) - float(np.log(slots.width_A[slot] / slots.width_A.sum()).sum())
+    prior = ATOM_COST * len(slot) + room[likeliest]
     prior += found.prior - ATOM_COST * len(found.number) if found.period_A is None else 0.0
     arrangement = Arrangement(
         period,
@@ -247,7 +244,12 @@ def shortest_repeat(found: Arrangement, slices: int, slice_thickness_A: float) -
         found.energy - found.prior + prior,
         prior,
     )
-    return Repeat(arrangement, (float(grid[longest[0]]), float(grid[longest[-1]])))
+    return Repeat(arrangement, (float(grid[run[0]]), float(grid[run[-1]])))
+
+
+def _room(slots: Slots, slot: npt.NDArray[np.int64]) -> float:
+    """Nats that depths drawn anywhere in the period cost by lying in these slots."""
+    return -float(np.log(slots.width_A[slot] / slots.width_A.sum()).sum())
 
 
 def periods_like(found: Sequence[Arrangement], slices: int, slice_thickness_A: float) -> Array:
