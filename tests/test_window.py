@@ -29,7 +29,7 @@ from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QLabel, QPushButton
 
 from mepdiff_core.crystals import Crystal
-from mepdiff_core.errors import InputError
+from mepdiff_core.errors import InputError, Refused
 from mepdiff_core.file_calibration import FileCalibration, KnownOptics
 from mepdiff_core.optics import make_probe
 from mepdiff_core.reconstruction import METHODS
@@ -548,6 +548,22 @@ def test_a_failure_is_one_notification_and_the_volume_stays(
     assert float(window.layer("adam-best").data.max()) == 3
     assert "Failed. What was reached stays" in window.reconstruct.status.text()
     assert window.reconstruct.run_button.isEnabled()
+
+
+def test_what_is_refused_on_the_way_leaves_no_folder_to_go_on_with(
+    window: Window, small_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(monkeypatch, counting(failure=Refused("the lattice does not fit")))
+    window.open(small_file)
+    window.run_to_end()
+    dock = window.reconstruct
+    assert texts(window.said) == ["the lattice does not fit"]
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert dock.folder.text().replace("\u200b", "").endswith("/runs")
+    assert float(window.layer("adam-best").data.max()) == 3  # to look at
+    assert dock.run_button.isEnabled()
+    assert not dock.pause_button.isEnabled()
+    assert not dock.entries["Save run…"].isEnabled()
 
 
 def test_a_disk_that_fills_loses_no_volume(

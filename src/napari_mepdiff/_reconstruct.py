@@ -345,7 +345,8 @@ class Reconstruct(Dock):
         tip = "Reconstruct the scan with these settings, after those that are under way." if waits else ""
         self.run_button.setToolTip(f"<qt>{reason or tip or 'Reconstruct the scan with these settings.'}</qt>")
         task = self.task
-        status = task.run.folder.record["status"] if task is not None and task.run is not None else ""
+        kept = task is not None and task.out.exists()  # what was refused has left nothing
+        status = task.run.folder.record["status"] if task is not None and task.run is not None and kept else ""
         over = job is None and status not in ("", "finished", "running")
         self.pause_button.setEnabled(over or (job is not None and job.status in ("running", "paused")))
         paused = job is not None and job.status == "paused"
@@ -355,10 +356,10 @@ class Reconstruct(Dock):
         self.stop_button.setEnabled(job is not None and job.status in ("waiting", "running", "paused"))
         for name in ("Copy as Python", "Copy as command"):
             self.entries[name].setEnabled(self.session.path is not None)
-        self.entries["Save run…"].setEnabled(task is not None and task.last is not None)
+        self.entries["Save run…"].setEnabled(task is not None and task.last is not None and kept)
         if task is None:
             self.status.setText(reason or "Ready.")
-        where = task.out if task is not None and task.run is not None else runs_folder()
+        where = task.out if task is not None and task.run is not None and kept else runs_folder()
         self.folder.setText(f"Runs are kept in {breakable(where)}")
 
     def _reason(self) -> str:
