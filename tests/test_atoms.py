@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from mepdiff_core import atoms
 from mepdiff_core.atoms import run_crystal
 from mepdiff_core.column_search import ColumnSearch, what_is_known
 from mepdiff_core.crystals import Crystal
-from mepdiff_core.depth import Arrangement, make_slots, periods_like, shortest_repeat
+from mepdiff_core.depth import Arrangement, Repeat, make_slots, periods_like, shortest_repeat
 from mepdiff_core.errors import InputError, Refused
 from mepdiff_core.metrics import expected_deviance, volume_metrics
 from mepdiff_core.scan import Scan
@@ -112,10 +111,12 @@ def test_the_patterns_say_how_atoms_were_drawn(scan: Scan, sampling_A: float) ->
 SOLVED_SOON = CrystalConfig(rounds=2, patterns=12, composition="SrTiO3", period_A=A)
 
 
-def notes_of_rounds(scan: Scan, config: CrystalConfig) -> str:
-    """What is said until the rounds are over."""
-    states = takewhile(lambda state: state.note != "elements compared", run_crystal(scan, config))
-    return " ".join(state.note for state in states)
+def rounds_of(scan: Scan, config: CrystalConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Repeat]:
+    """What is said until the rounds are over, and what they found."""
+    ends: list[Repeat] = []
+    monkeypatch.setattr(atoms._Solver, "finish", lambda _self, _model, repeat, _found: ends.append(repeat) or ())
+    notes = " ".join(state.note for state in run_crystal(scan, config))
+    return notes, ends[0]
 
 
 @pytest.mark.slow
@@ -127,7 +128,7 @@ def test_a_hopeless_cell_is_not_searched_again(scan: Scan, monkeypatch: pytest.M
     monkeypatch.setattr(atoms, "doubtful", lambda *_: True)
     monkeypatch.setattr(atoms, "SHIFTING", 0.0)
     monkeypatch.setattr(atoms, "HOPELESS_NATS", -np.inf)
-    notes = notes_of_rounds(scan, SOLVED_SOON)
+    notes, _ = rounds_of(scan, SOLVED_SOON, monkeypatch)
     assert "round 2" in notes
     assert "round 3" not in notes
     assert "once more" not in notes
@@ -139,10 +140,12 @@ def test_a_second_start_ends_where_the_first_did(scan: Scan, monkeypatch: pytest
     """Nor is a period sought that is longer than the specimen is thick where one repeats three times."""
     monkeypatch.setattr(atoms, "fold", lambda _: pytest.fail("a smaller cell was asked for"))
     monkeypatch.setattr(atoms, "doubtful", lambda *_: True)
-    notes = notes_of_rounds(scan, SOLVED_SOON)
+    notes, repeat = rounds_of(scan, SOLVED_SOON, monkeypatch)
     assert "round 3: what each atom" in notes
     assert "once more, round 1" in notes
     assert "once more, round 3" not in notes
+    assert repeat.arrangement.period_A == A  # as it was told, though others would put the atoms into the same slices
+    assert repeat.periods_A is None
 
 
 def test_noise_without_a_crystal_is_refused_in_words(scan: Scan) -> None:

@@ -132,7 +132,7 @@ class _Solver(CrystalAnswer):
         best = self._settle_elements(made.search, made.model, made.found.pool[0])
         yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
         repeat = Repeat(best, made.periods_A)
-        if made.model.stacking is None:
+        if made.model.stacking is None and self.known.period_A is None:
             repeat = shortest_repeat(best, self.slices, self.config.slice_thickness_A)
         yield from self.finish(made.model, repeat, made.found)
 
