@@ -172,13 +172,13 @@ class ColumnSearch:
         """Projection, lattice, columns and stacking, with a state for each step; None where there is no crystal."""
         scan = self.scan
         rng = np.random.default_rng([self.config.seed, 2])
-        projected = np.zeros(self.field.shape)
+        projected, weight = np.zeros(self.field.shape), illumination(scan).astype(np.float32)
         beam = self.config.model, self.probe, self.positions_A
         for step in project(scan, self.thickness_A, self.fit, PASSES, rng, self.device, *beam):
             projected = step.phase
             self.steps = CrystalSteps(
                 projected.astype(np.float32),
-                illumination(scan).astype(np.float32),
+                weight,
                 np.asarray(self.field.origin_A, np.float64),
                 np.array(scan.pixel_size_A),
             )

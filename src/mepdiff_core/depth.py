@@ -219,20 +219,19 @@ def shortest_repeat(found: Arrangement, slices: int, slice_thickness_A: float) -
         key = (int(column), int(number))
         wanted[key] = wanted.get(key, np.zeros(slices)) + row
     grid = np.arange(SHORTEST_PERIOD_A, slices * slice_thickness_A, PERIOD_STEP_A).round(3)
-    covers = [_cover_all(float(period), wanted, slices, slice_thickness_A) for period in grid]
+    tables = [make_slots(float(period), slices, slice_thickness_A) for period in grid]
+    covers = [_cover_all(slots.slices, wanted) for slots in tables]
     counts = np.array([np.inf if cover is None else sum(map(len, cover)) for cover in covers])
     if not len(counts) or counts.min() > len(found.number):
         return Repeat(found, None)
     fewest = np.flatnonzero(counts == counts.min())
-    tables = [make_slots(float(grid[i]), slices, slice_thickness_A) for i in fewest]
-    places = [np.array([slot for slots in covers[i] or () for slot in slots], np.int64) for i in fewest]
-    room = [_room(slots, slot) for slots, slot in zip(tables, places, strict=True)]
-    likeliest = int(np.argmin(room))
-    run = next(r for r in np.split(fewest, np.flatnonzero(np.diff(fewest) > 1) + 1) if fewest[likeliest] in r)
-    period, slots, slot = float(grid[fewest[likeliest]]), tables[likeliest], places[likeliest]
-    cover = covers[fewest[likeliest]] or []
+    likeliest = min(fewest, key=lambda i: _room(tables[i], covers[i] or []))
+    run = next(r for r in np.split(fewest, np.flatnonzero(np.diff(fewest) > 1) + 1) if likeliest in r)
+    period, slots, cover = float(grid[likeliest]), tables[likeliest], covers[likeliest]
+    assert cover is not None
     column, number = (np.repeat([key[i] for key in wanted], [len(c) for c in cover]) for i in (0, 1))
-    prior = ATOM_COST * len(slot) + room[likeliest]
+    slot = np.concatenate([np.array(c, np.int64) for c in cover])
+    prior = ATOM_COST * len(slot) + _room(slots, cover)
     prior += found.prior - ATOM_COST * len(found.number) if found.period_A is None else 0.0
     arrangement = Arrangement(
         period,
@@ -247,9 +246,10 @@ def shortest_repeat(found: Arrangement, slices: int, slice_thickness_A: float) -
     return Repeat(arrangement, (float(grid[run[0]]), float(grid[run[-1]])))
 
 
-def _room(slots: Slots, slot: npt.NDArray[np.int64]) -> float:
+def _room(slots: Slots, cover: Sequence[Sequence[int]]) -> float:
     """Nats that depths drawn anywhere in the period cost by lying in these slots."""
-    return -float(np.log(slots.width_A[slot] / slots.width_A.sum()).sum())
+    width = slots.width_A[[slot for places in cover for slot in places]]
+    return -float(np.log(width / slots.width_A.sum()).sum())
 
 
 def periods_like(found: Sequence[Arrangement], slices: int, slice_thickness_A: float) -> Array:
@@ -266,11 +266,8 @@ def periods_like(found: Sequence[Arrangement], slices: int, slice_thickness_A: f
     return fine[(fine >= SHORTEST_PERIOD_A) & (fine < slices * slice_thickness_A)]
 
 
-def _cover_all(
-    period_A: float, wanted: Mapping[tuple[int, int], Array], slices: int, slice_thickness_A: float
-) -> list[list[int]] | None:
-    """For each column and element the fewest slots that fill exactly the wanted slices, or None where none do."""
-    rows = make_slots(period_A, slices, slice_thickness_A).slices
+def _cover_all(rows: Array, wanted: Mapping[tuple[int, int], Array]) -> list[list[int]] | None:
+    """For each column and element the fewest (slots, slices) rows that fill exactly the wanted slices, or None."""
     result = []
     for target in wanted.values():
         cover = _cover(target, rows)
