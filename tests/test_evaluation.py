@@ -14,6 +14,7 @@ import yaml
 
 from mepdiff_core import candidates, reconstruction
 from mepdiff_core.cli import main
+from mepdiff_core.errors import InputError
 from mepdiff_core.evaluation import evaluate, find_cases
 from mepdiff_core.evaluation_task import ANSWER, Superseded, Task, run_method, simulate_case
 from mepdiff_core.scan import Scan, load_scan
@@ -74,6 +75,37 @@ def test_every_dose_and_thickness_is_a_row(structures: Path, tmp_path: Path, cap
         assert main(["evaluate", *options[:2], "--out", str(tmp_path / "no"), f"{option}={text}"]) == 2
         assert words in capsys.readouterr().err
         assert not (tmp_path / "no").exists()
+
+
+def test_an_evaluation_grows(structures: Path, tmp_path: Path) -> None:
+    """Methods, crystals and axes are added and nothing is done twice; less, or other settings, are refused."""
+    out = tmp_path / "ev"
+
+    def ask(methods: list[str], axes: str, n: int, **settings: Any) -> list[dict[str, str]]:
+        simulation = SimulationConfig(**TINY)
+        request: dict[str, Any] = {"axes": axes, "n": n, "settings": QUICK | settings, "simulation": simulation}
+        list(evaluate(structures, methods, out, resume=out.exists(), **request))
+        return table(out)
+
+    (first,) = ask(["adam"], "a", 1)
+    grown = ask(["adam-best", "adam"], "ca", 2)
+    assert [(r["crystal"], r["axis"], r["method"]) for r in grown] == [
+        (crystal, axis, method) for crystal in ("one", "two") for axis in "ca" for method in ("adam-best", "adam")
+    ]
+    assert first in grown  # its seconds too
+    assert {r["error"] for r in grown} == {""}
+    for change, words in (
+        (lambda: ask(["adam"], "ca", 2), "has one along c by adam-best; ask for that too, or take another folder"),
+        (lambda: ask(["adam-best", "adam"], "a", 2), "has one along c by adam-best; ask for that too"),
+        (lambda: ask(["adam-best", "adam"], "ca", 1), "has two along c by adam-best; ask for that too"),
+        (lambda: ask(["adam-best", "adam"], "ca", 2, iterations=3), "has other methods; use those, or another folder"),
+    ):
+        with pytest.raises(InputError, match=words):
+            change()
+        assert table(out) == grown
+    (structures / "one.cif").write_text(CRYSTAL.replace("3.905", "3.9"))
+    with pytest.raises(InputError, match="has other crystals; use those, or another folder"):
+        ask(["adam-best", "adam"], "ca", 2)
 
 
 def test_workers_elsewhere_give_the_same_table(structures: Path, tmp_path: Path, capsys: Capture) -> None:

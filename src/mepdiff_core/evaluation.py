@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import secrets
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -89,7 +89,8 @@ def evaluate(
 
     Args:
         structures: folder of CIF files; methods: names; n: number of crystals at most.
-        out: evaluation folder; with ``resume`` an interrupted one: finished rows are kept, an interrupted run goes on.
+        out: evaluation folder; with ``resume`` an interrupted one: finished rows are kept, an interrupted run goes on. It
+            may grow: methods, crystals and axes may be added to those that it has.
         thicknesses_A, doses_e_per_A2: of each crystal, all by all; by default those of the simulation. None: no noise.
         settings: method settings; those under a method's name go to that method, the others to all that have them.
         simulation: how to simulate; axis and seed are set for each crystal.
@@ -128,8 +129,8 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         distributed = workers > 1 or scheduler is not None
         client = stack.enter_context(dask_client(workers, scheduler)) if distributed else None
-        rows = _open_folder(out, request, resume)
         order = {_key({**case.key, "method": m}): i for i, (case, m) in enumerate((c, m) for c in cases for m in methods)}
+        rows = sorted(_open_folder(out, request, order, resume), key=lambda r: order[_key(r)])
         known = {_key(row) for row in rows}
         tasks = [Task(out.resolve(), case, simulation, per_method, device) for case in cases]
         missing: list[tuple[Task, list[str]]] = []
@@ -212,27 +213,45 @@ def _settings_of(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return merge(merge({"heldout_fraction": HELDOUT_FRACTION}, mine), own)
 
 
-def _open_folder(out: Path, request: Mapping[str, Any], resume: bool) -> list[dict[str, Any]]:
+def _open_folder(
+    out: Path, request: Mapping[str, Any], asked: Container[tuple[Any, ...]], resume: bool
+) -> list[dict[str, Any]]:
+    """A new folder, or the rows that are finished in an old one, all of which must be asked for again."""
     record = out / "evaluation.yaml"
+    rows: list[dict[str, Any]] = []
     if resume:
         check(record.exists(), f"{out} holds no evaluation (no evaluation.yaml); leave out --resume to start one")
         old = read_yaml(record)
-        for name in ("crystals", "simulation", "thicknesses_A", "doses_e_per_A2", "methods"):
+        for name in ("simulation", "thicknesses_A", "doses_e_per_A2"):
+            _same(out, name, old.get(name), request[name])
+        for name in ("crystals", "methods"):
+            before = old.get(name) or {}
+            _same(out, name, before, before | {k: v for k, v in request[name].items() if k in before})
+        rows = [row for row in _read_results(out) if not row["error"]]  # what failed is tried again
+        for row in rows:
             check(
-                old.get(name) == request[name],
-                f"the evaluation in {out} has other {name}; use those, or another folder",
+                _key(row) in asked,
+                f"the evaluation in {out} has {row['crystal']} along {row['axis']} by {row['method']};"
+                " ask for that too, or take another folder",
             )
-        results = out / "results.csv"
-        if not results.exists():
-            return []
-        with results.open(newline="", encoding="utf-8") as file:
-            rows = [_parse(row) for row in csv.DictReader(file)]
-        return [row for row in rows if not row["error"]]  # what failed is tried again
-    make_folder(out)
-    (out / "scans").mkdir()
-    (out / "runs").mkdir()
+    else:
+        make_folder(out)
+        (out / "scans").mkdir()
+        (out / "runs").mkdir()
     write_text(record, dump_yaml(request))
-    return []
+    return rows
+
+
+def _same(out: Path, name: str, old: object, new: object) -> None:
+    check(old == new, f"the evaluation in {out} has other {name}; use those, or another folder")
+
+
+def _read_results(out: Path) -> list[dict[str, Any]]:
+    results = out / "results.csv"
+    if not results.exists():
+        return []
+    with results.open(newline="", encoding="utf-8") as file:
+        return [_parse(row) for row in csv.DictReader(file)]
 
 
 def _parse(row: Mapping[str, str]) -> dict[str, Any]:

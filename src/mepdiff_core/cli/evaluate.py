@@ -11,7 +11,8 @@ from mepdiff_core.cli.common import ProgressBar, Stopped, add_device, add_json, 
 EPILOG = """\
 For each crystal a scan is simulated (abTEM's potentials at 0.1 Å, the paper's optics and dose, a random origin), then every
 method reconstructs it, all of them without the same 5 % of patterns. The folder holds results.csv (a row for each crystal,
-axis, thickness, dose and method), report.html and the runs. A crystal that fails is a row with its reason. --resume goes on.
+axis, thickness, dose and method), report.html and the runs. A crystal that fails is a row with its reason. --resume goes on,
+also with methods, crystals or axes added to those before.
 
 Where crystal and mepdiff are both asked for with the same settings, the crystal is solved once; its seconds count in both.
 
@@ -47,7 +48,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="use the workers of this Dask scheduler instead")
     add_device(parser)
     add_settings(parser, "methods' settings")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted evaluation")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted evaluation, or add to one")
     add_json(parser)
     parser.set_defaults(run=run)
 
