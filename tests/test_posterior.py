@@ -83,6 +83,21 @@ def test_states_tell_what_goes_on(run: Sampler, kind: type[SamplerConfig], small
 
 
 @pytest.mark.parametrize(("run", "kind"), BOTH)
+def test_another_denoiser_in_the_networks_place(
+    run: Sampler, kind: type[SamplerConfig], small_scan: Scan, prior_path: Path
+) -> None:
+    """The network's own gives the same bits; one that knows the answer is believed where nothing pulls."""
+    config = made(kind, prior_path, guidance_scale=0.0) if kind is DPSConfig else made(kind, prior_path)
+    own = last(run(small_scan, config)).volume
+    again = last(run(small_scan, config, denoise=denoiser(load_prior(prior_path).network))).volume
+    np.testing.assert_array_equal(own, again)
+    known = last(run(small_scan, config, denoise=lambda x, added: 0 * x + 16 * 0.25))
+    assert not np.array_equal(known.volume, own)
+    if kind is DPSConfig:
+        np.testing.assert_allclose(known.volume[:, known.illuminated], 0.25, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("run", "kind"), BOTH)
 def test_samples_together_are_those_of_one_at_a_time(
     run: Sampler, kind: type[SamplerConfig], small_scan: Scan, prior_path: Path
 ) -> None:

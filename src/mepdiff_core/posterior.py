@@ -15,7 +15,7 @@ from torch import Tensor
 from mepdiff_core.baselines import make_engine, run_adam
 from mepdiff_core.batches import Indices, make_batches, split_patterns
 from mepdiff_core.config import check
-from mepdiff_core.diffusion import denoiser
+from mepdiff_core.diffusion import Denoise, denoiser
 from mepdiff_core.forward import ForwardModel
 from mepdiff_core.guidance import DPS, Measurement, Proximal
 from mepdiff_core.projection import illumination
@@ -46,6 +46,7 @@ def run_dps(
     start: npt.NDArray[np.floating] | None = None,
     checkpoint: Checkpoint | None = None,
     steering: Steering | None = None,
+    denoise: Denoise | None = None,
 ) -> Iterator[SampleState]:
     """The paper's sampler: SDE DPM-Solver++ with a gradient through the network at every step.
 
@@ -54,6 +55,7 @@ def run_dps(
         start: not taken: it starts from noise.
         checkpoint: of a state of the same run, to go on from there.
         steering: changes the guidance while it runs.
+        denoise: instead of the prior's network; of scaled (batch, 1, z, y, x) crops of its shape, differentiable.
 
     Raises:
         InputError: no prior, or one that does not fit; Diverged: a misfit that is not finite.
@@ -61,7 +63,7 @@ def run_dps(
     Source: MEP-Diffusion, table 4; Chung et al., arXiv 2209.14687. What both leave open: docs/method.md.
     """
     check(start is None, "dps starts from noise and takes no start volume; leave it out, or take the method proximal")
-    task = _Task.prepare(scan, config, device)
+    task = _Task.prepare(scan, config, device, denoise)
     task.steering = steering or task.steering
     found = yield from task.refine(checkpoint)
     checkpoint = _of_sampler(checkpoint)
@@ -85,13 +87,14 @@ def run_proximal(
     checkpoint: Checkpoint | None = None,
     steering: Steering | None = None,
     refined: Refined | None = None,
+    denoise: Denoise | None = None,
 ) -> Iterator[SampleState]:
     """From a few passes of Adam (or a start volume), data steps between denoising and renoising.
 
     Arguments and errors are those of ``run_dps``, but that ``start`` is taken: (slices, y, x), rad; and ``refined``:
     positions and probe to sample with, found before.
     """
-    task = _Task.prepare(scan, config, device)
+    task = _Task.prepare(scan, config, device, denoise)
     task.steering = steering or task.steering
     if refined is not None:
         task.use(refined)
@@ -182,7 +185,7 @@ class _Task:
     steering: Steering = field(default_factory=Steering)
 
     @classmethod
-    def prepare(cls, scan: Scan, config: SamplerConfig, device: torch.device | str) -> _Task:
+    def prepare(cls, scan: Scan, config: SamplerConfig, device: torch.device | str, denoise: Denoise | None = None) -> _Task:
         prior = load_prior(config.prior, device)
         voxel = (config.slice_thickness_A, scan.pixel_size_A, scan.pixel_size_A)
         off = max(abs(a / b - 1) for a, b in zip(voxel, prior.config.voxel_size_A, strict=True))
@@ -195,7 +198,7 @@ class _Task:
         dose = np.pad(illumination(scan), model.margin)
         tiles = Tiles.lay(model.volume_shape, prior.config.shape, dose > ILLUMINATED)
         fit, held = split_patterns(scan.n_patterns, config.heldout_fraction, config.seed)
-        whole = Tiled(denoiser(prior.network), tiles, config.tile_batch)
+        whole = Tiled(denoise or denoiser(prior.network), tiles, config.tile_batch)
         area = float(dose.sum()) * scan.pixel_size_A**2
         return cls(scan, config, prior, model, measurement, tiles, whole, fit, held, dose > ILLUMINATED, area)
 
