@@ -5,8 +5,9 @@ python benchmarks/science/perfect_prior.py CRYSTAL.cif [CRYSTAL.cif ...] --out D
 In place of a network stands the exact answer of one that has learnt all there is of a single crystal: it knows cell,
 elements and orientation, and not where the crystal lies (every origin on a grid over its cell is as likely). What a noisy
 crop is expected to have been is then the mean of those crops, weighed by how well each explains it. No training is better,
-so what is missing with it is not the network's fault. Scans are those of 'mepdiff evaluate'. A row for each crystal and
-choice in DIR/perfect_prior.csv, as it comes; a second call goes on.
+so what is missing with it is not the network's fault. *One tile*: crops of 112 x 112 px, as wide as the illuminated field,
+instead of four that overlap. Scans are those of 'mepdiff evaluate'. A row for each crystal and choice in
+DIR/perfect_prior.csv, as it comes; a second call goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,23 +33,33 @@ from mepdiff_core.reconstruction import method_config
 from mepdiff_core.renderer import Renderer
 from mepdiff_core.report import judge
 from mepdiff_core.scan import load_scan
-from mepdiff_core.settings import DPSConfig, ProximalConfig
+from mepdiff_core.settings import EMBEDDED, DPSConfig, ProximalConfig
 from mepdiff_core.simulate import SimulationConfig
 from mepdiff_core.structure_files import read_crystal
-from mepdiff_core.weights import PriorConfig, load_prior
+from mepdiff_core.weights import PriorConfig, load_prior, save_prior
 
 STEP_A = (0.4, 0.2, 0.2)
 """Between origins along z, y and x, at most: a voxel in the plane, a quarter of a slice in depth."""
 MARGIN_PX = 20
+DPS: dict[str, Any] = {"method": "dps", "steps": 100, "batch_size": 160}
+PROXIMAL: dict[str, Any] = {"method": "proximal"}
+PERFECT, ONE_TILE = {"perfect": True}, {"tile": 112}
 CHOICES: dict[str, dict[str, Any]] = {
-    "dps, installed prior": {"method": "dps", "steps": 40},
-    "dps, perfect": {"method": "dps", "steps": 40, "perfect": True},
-    "dps, perfect, g 500": {"method": "dps", "steps": 40, "perfect": True, "guidance_scale": 500.0},
-    "dps, perfect, g 50000": {"method": "dps", "steps": 40, "perfect": True, "guidance_scale": 50000.0},
-    "dps, perfect, 200 steps": {"method": "dps", "steps": 200, "perfect": True, "batch_size": 160},
-    "proximal, installed prior": {"method": "proximal"},
-    "proximal, perfect": {"method": "proximal", "perfect": True},
-    "proximal, perfect, cold, sigma 800": {"method": "proximal", "perfect": True, "warm_passes": 0, "sigma_max": 800.0},
+    "dps": DPS,
+    "dps, one tile": DPS | ONE_TILE,
+    "dps, perfect": DPS | PERFECT,
+    "dps, perfect, one tile": DPS | PERFECT | ONE_TILE,
+    "dps, perfect, all patterns, 40 steps": DPS | PERFECT | {"steps": 40, "batch_size": None},
+    "dps, perfect, all patterns, 40 steps, g 50000": DPS
+    | PERFECT
+    | {"steps": 40, "batch_size": None, "guidance_scale": 50000.0},
+    "dps, perfect, 200 steps": DPS | PERFECT | {"steps": 200},
+    "dps, perfect, 200 steps, other noise": DPS | PERFECT | {"steps": 200, "seed": 1},
+    "dps, perfect, 200 steps, one tile": DPS | PERFECT | ONE_TILE | {"steps": 200},
+    "proximal": PROXIMAL,
+    "proximal, perfect": PROXIMAL | PERFECT,
+    "proximal, perfect, sigma 100, renewed": PROXIMAL | PERFECT | {"sigma_max": 100.0, "eta": 1.0},
+    "proximal, perfect, cold, sigma 800": PROXIMAL | PERFECT | {"warm_passes": 0, "sigma_max": 800.0},
 }
 METRICS = ("ssim_2d", "ssim_atoms", "nrmse", "depth_correlation", "r_heldout", "deviance_heldout")
 COLUMNS = ("crystal", "choice", *METRICS, "seconds", "note")
@@ -102,6 +114,15 @@ def main() -> None:
         fill(arguments.out / "perfect_prior.csv", COLUMNS, jobs)
 
 
+def wide_prior(out: Path, pixels: int) -> Path:
+    """The installed prior as one of wider crops, which its network takes as well."""
+    path = out / f"tile-{pixels}.safetensors"
+    prior = load_prior(EMBEDDED)
+    shape = (prior.config.shape[0], pixels, pixels)
+    save_prior(path, prior.network.state_dict(), replace(prior.config, shape=shape), prior.training)
+    return path
+
+
 def measure(out: Path, path: Path, axis: Axis, name: str) -> dict[str, Any]:
     """One choice on one crystal's scan."""
     (case,) = find_cases(path, [axis], None, [12.8], [1e6])
@@ -110,12 +131,12 @@ def measure(out: Path, path: Path, axis: Axis, name: str) -> dict[str, Any]:
     if trouble:
         raise SystemExit(trouble)
     scan = load_scan(task.scan)
-    settings: Mapping[str, Any] = {k: v for k, v in CHOICES[name].items() if k not in ("method", "perfect")}
-    config = method_config(CHOICES[name]["method"], {**settings, "engine": "fast"})
+    choice = CHOICES[name]
+    own: Mapping[str, Any] = {k: v for k, v in choice.items() if k not in ("method", "perfect", "tile")}
+    prior = wide_prior(out, choice["tile"]) if "tile" in choice else EMBEDDED
+    config = method_config(choice["method"], {**own, "engine": "fast", "prior": str(prior)})
     assert isinstance(config, DPSConfig | ProximalConfig)
-    perfect = None
-    if CHOICES[name].get("perfect"):
-        perfect = PerfectPrior(read_crystal(path), axis, load_prior(config.prior).config)
+    perfect = PerfectPrior(read_crystal(path), axis, load_prior(prior).config) if choice.get("perfect") else None
     loop = run_dps if isinstance(config, DPSConfig) else run_proximal
     for state in loop(scan, config, denoise=perfect):  # type: ignore[operator]
         print(f"\r{path.stem}: {name}, step {state.step} of {state.total}   ", end="", file=sys.stderr, flush=True)
