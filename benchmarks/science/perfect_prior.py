@@ -5,7 +5,7 @@ python benchmarks/science/perfect_prior.py CRYSTAL.cif [CRYSTAL.cif ...] --out D
 In place of a network stands the exact answer of one that has learnt all there is of a single crystal: it knows cell,
 elements and orientation, and not where the crystal lies (every origin on a grid over its cell is as likely). What a noisy
 crop is expected to have been is then the mean of those crops, weighed by how well each explains it. No training is better,
-so what is missing with it is not the network's fault. *One tile*: crops of 112 x 112 px, as wide as the illuminated field,
+so what is missing with it is not the network's fault. *One tile*: crops of 128 x 128 px, wider than the illuminated field,
 instead of four that overlap. Scans are those of 'mepdiff evaluate'. A row for each crystal and choice in
 DIR/perfect_prior.csv, as it comes; a second call goes on.
 """
@@ -43,7 +43,7 @@ STEP_A = (0.4, 0.2, 0.2)
 MARGIN_PX = 20
 DPS: dict[str, Any] = {"method": "dps", "steps": 100, "batch_size": 160}
 PROXIMAL: dict[str, Any] = {"method": "proximal"}
-PERFECT, ONE_TILE = {"perfect": True}, {"tile": 112}
+PERFECT, ONE_TILE = {"perfect": True}, {"tile": 128}
 CHOICES: dict[str, dict[str, Any]] = {
     "dps": DPS,
     "dps, one tile": DPS | ONE_TILE,
@@ -84,12 +84,11 @@ class PerfectPrior:
         n = pixels + 2 * MARGIN_PX
         size = (slices * depth, n * pixel, n * pixel)
         renderer = Renderer((n, n), pixel, slices, depth, config.energy_eV, "cpu")
-        found = []
-        for part in np.array_split(origins, -(-len(origins) // 64)):
-            boxes = [fill_box(cell, crystal.fractional, crystal.numbers, size, tuple(o)) for o in part.tolist()]
+        self.crops = torch.empty(len(origins), slices * pixels**2)
+        for part in np.array_split(np.arange(len(origins)), -(-len(origins) // 64)):
+            boxes = [fill_box(cell, crystal.fractional, crystal.numbers, size, tuple(o)) for o in origins[part].tolist()]
             inner = renderer.render(boxes)[:, :, MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]
-            found.append(inner.flatten(1) * config.diffusion.data_scale)
-        self.crops = torch.cat(found)
+            self.crops[part[0] : part[-1] + 1] = inner.flatten(1) * config.diffusion.data_scale
         self.half_squares = self.crops.square().sum(1) / 2
 
     def __call__(self, x: Tensor, added: Tensor) -> Tensor:
