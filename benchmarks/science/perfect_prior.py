@@ -38,9 +38,10 @@ from mepdiff_core.simulate import SimulationConfig
 from mepdiff_core.structure_files import read_crystal
 from mepdiff_core.weights import PriorConfig, load_prior, save_prior
 
-STEP_A = (0.4, 0.2, 0.2)
-"""Between origins along z, y and x, at most: a voxel in the plane, a quarter of a slice in depth."""
+ALONG_A, ACROSS_A = 0.4, 0.2
+"""Between origins, at most, along the vector that lies along the beam and along the others: a quarter of a slice, a voxel."""
 MARGIN_PX = 20
+"""Atoms this far beside a crop are rendered with it, 4 Å."""
 DPS: dict[str, Any] = {"method": "dps", "steps": 100, "batch_size": 160}
 PROXIMAL: dict[str, Any] = {"method": "proximal"}
 PERFECT, ONE_TILE = {"perfect": True}, {"tile": 128}
@@ -71,14 +72,16 @@ class PerfectPrior:
     Args:
         crystal: the crystal; axis: its lattice vector along the beam.
         config: of the prior whose voxels and scale it has.
+
+    Attributes:
+        crops: (origins, voxels) all crops there are, scaled; half_squares: (origins,) half of their squared norms.
     """
 
     def __init__(self, crystal: Crystal, axis: Axis, config: PriorConfig) -> None:
         (slices, pixels, _), (depth, pixel, _) = config.shape, config.voxel_size_A
         cell = turned_cell(crystal, axis)
         sides = np.linalg.norm(cell, axis=1)
-        along = "abc".index(axis)
-        steps = np.where(np.arange(3) == along, STEP_A[0], STEP_A[1])
+        steps = np.where(np.arange(3) == "abc".index(axis), ALONG_A, ACROSS_A)
         grids = [np.arange(n) / n for n in np.ceil(sides / steps).astype(int)]
         origins = np.stack(np.meshgrid(*grids, indexing="ij"), -1).reshape(-1, 3) @ cell
         n = pixels + 2 * MARGIN_PX
@@ -124,8 +127,9 @@ def wide_prior(out: Path, pixels: int) -> Path:
 
 def measure(out: Path, path: Path, axis: Axis, name: str) -> dict[str, Any]:
     """One choice on one crystal's scan."""
-    (case,) = find_cases(path, [axis], None, [12.8], [1e6])
-    task = Task(out.resolve(), case, SimulationConfig(origin_A=None), {}, "cpu")
+    simulation = SimulationConfig(origin_A=None)
+    (case,) = find_cases(path, [axis], None, [simulation.thickness_A], [simulation.dose_e_per_A2])
+    task = Task(out.resolve(), case, simulation, {}, "cpu")
     trouble = simulate_case(task)
     if trouble:
         raise SystemExit(trouble)
