@@ -39,7 +39,7 @@ from mepdiff_core.structure_files import read_crystal
 from mepdiff_core.weights import PriorConfig, load_prior, save_prior
 
 ALONG_A, ACROSS_A = 0.4, 0.2
-"""Between origins, at most, along the vector that lies along the beam and along the others: a quarter of a slice, a voxel."""
+"""Between origins, at most, along the vector that lies along the beam and along others: a quarter of a slice, a voxel."""
 MARGIN_PX = 20
 """Atoms this far beside a crop are rendered with it, 4 Å."""
 DPS: dict[str, Any] = {"method": "dps", "steps": 100, "batch_size": 160}
