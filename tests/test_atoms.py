@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from mepdiff_core import atoms
 from mepdiff_core.atoms import run_crystal
 from mepdiff_core.column_search import ColumnSearch, what_is_known
+from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.depth import Arrangement, Repeat, make_slots, periods_like, shortest_repeat
 from mepdiff_core.errors import InputError, Refused
@@ -18,6 +20,7 @@ from mepdiff_core.metrics import expected_deviance, volume_metrics
 from mepdiff_core.scan import Scan
 from mepdiff_core.settings import CrystalConfig
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
+from mepdiff_core.stacking import Stacking
 from mepdiff_core.states import CrystalState
 from mepdiff_core.unit_cell import from_crystal, lattice_error, match
 
@@ -146,6 +149,26 @@ def test_a_second_start_ends_where_the_first_did(scan: Scan, monkeypatch: pytest
     assert "once more, round 3" not in notes
     assert repeat.arrangement.period_A == A  # as it was told, though others would put the atoms into the same slices
     assert repeat.periods_A is None
+
+
+@pytest.mark.slow
+def test_the_next_stacking_is_tried_where_the_best_explains_too_little(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two, the one of a wrong period leaves the patterns unexplained."""
+    search = atoms._Solver.columns
+
+    def stacked(solver: atoms._Solver) -> Generator[CrystalState, None, CrystalModel | None]:
+        model = yield from search(solver)
+        assert model is not None
+        wrong, right = (replace(model, stacking=Stacking(period, np.zeros(2), 0.0)) for period in (1.25 * A, A))
+        solver.rivals = [right]
+        return wrong
+
+    monkeypatch.setattr(atoms._Solver, "columns", stacked)
+    monkeypatch.setattr(atoms, "HOPELESS_NATS", np.inf)
+    monkeypatch.setattr(atoms, "MORE_ROUNDS", 0)
+    notes, repeat = rounds_of(scan, CrystalConfig(rounds=2, composition="SrTiO3"), monkeypatch)
+    assert "next stacking, round 2" in notes
+    assert repeat.arrangement.period_A == pytest.approx(A, rel=0.03)
 
 
 def test_noise_without_a_crystal_is_refused_in_words(scan: Scan) -> None:

@@ -28,7 +28,7 @@ from mepdiff_core.crystal_answer import (
     Found,
 )
 from mepdiff_core.crystal_model import CrystalModel
-from mepdiff_core.crystal_verdict import SHIFTING, doubtful
+from mepdiff_core.crystal_verdict import EXPLAINED_NATS, SHIFTING, doubtful
 from mepdiff_core.depth import SHORTEST_PERIOD_A, Arrangement, DepthSearch, Matter, Repeat, periods_like, shortest_repeat
 from mepdiff_core.folding import FoldedModel, FoldedSearch, fold
 from mepdiff_core.polish import polish
@@ -94,14 +94,17 @@ class _Attempt:
         right: whether free matter would gain no more than by chance.
         hopeless: whether cells differ, and the patterns are missed by more than further rounds mend.
         periods_A: where cells shift, the range of periods that put the atoms into the same slices.
+        surplus: where they do, what free matter would still gain before the last round, nats a pattern.
     """
 
     model: CrystalModel
     search: DepthSearch
+    best: Arrangement
     found: Found
     right: bool
     hopeless: bool = False
     periods_A: tuple[float, float] | None = None
+    surplus: float = 0.0
 
 
 class _Solver(CrystalAnswer):
@@ -122,14 +125,14 @@ class _Solver(CrystalAnswer):
         """
         attempts = [(yield from self._attempt(model))]
         while len(attempts) < ATTEMPTS and not attempts[-1].right:
-            smaller = None if self._repeats(attempts[-1].found.pool[0]) else fold(model)
+            smaller = None if self._repeats(attempts[-1].best) else fold(model)
             if smaller is None and attempts[-1].hopeless:
                 break
             again = self._attempt(model, attempts) if smaller is None else self._folded_attempt(smaller)
             attempts.append((yield from again))
         indices = self.batch(SETTLING_PATTERNS)
-        made = min(attempts, key=lambda a: _energy(a.model, a.found.pool[0], indices)) if attempts[1:] else attempts[0]
-        best = self._settle_elements(made.search, made.model, made.found.pool[0])
+        made = min(attempts, key=lambda a: _energy(a.model, a.best, indices)) if attempts[1:] else attempts[0]
+        best = self._settle_elements(made.search, made.model, made.best)
         yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
         repeat = Repeat(best, made.periods_A)
         if made.model.stacking is None and self.known.period_A is None:
@@ -172,7 +175,7 @@ class _Solver(CrystalAnswer):
             best = found.pool[0]
             yield from self._show(model, best, f"{name} {turn + 1}", before)
             hopeless = turn + 1 >= HOPELESS_ROUNDS and self.change > SHIFTING and self._hopeless(model, best, indices)
-            if hopeless or any(best.same_as(f.found.pool[0]) for f in former):
+            if hopeless or any(best.same_as(f.best) for f in former):
                 break
             if turn == 0:
                 model = self.imaged(model, best)
@@ -181,7 +184,7 @@ class _Solver(CrystalAnswer):
             if mixed:  # half-way states keep the next linear model honest about what may be wrong
                 phase = 0.8 * phase + 0.2 * model.even
                 centre = 0.8 * centre + 0.2 * model.even_matter
-        return _Attempt(model, search, found, right, hopeless)
+        return _Attempt(model, search, best, found, right, hopeless)
 
     def _folded_attempt(self, larger: FoldedModel) -> Generator[CrystalState, None, _Attempt]:
         """Atoms of a smaller cell whose copies lie a part of a period deeper; their places are refined at the end alone."""
@@ -214,7 +217,7 @@ class _Solver(CrystalAnswer):
         matter = yield from self.expanded(model, model.phase(best), model.matter(best), indices, note)
         found = Found([best], found.exact[:1])
         depths = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements, model.stacking)
-        return _Attempt(model, depths, found, not self._doubtful(model, matter, indices), periods_A=periods)
+        return _Attempt(model, depths, best, found, not self._doubtful(model, matter, indices), periods_A=periods)
 
     def _places_refined(
         self, model: CrystalModel, best: Arrangement, name: str, turn: int
@@ -229,39 +232,54 @@ class _Solver(CrystalAnswer):
         return model, best
 
     def _shifted_atoms(self, model: CrystalModel) -> Iterator[CrystalState]:
-        """The same where cells shift along the beam: from matter to atoms, whose places are refined in every round."""
+        """The same where cells shift along the beam; where the patterns are not explained, by the next best stacking too."""
+        made = yield from self._shifted_attempt(model)
+        if self.rivals and not made.hopeless and made.surplus > EXPLAINED_NATS:
+            other = yield from self._shifted_attempt(self.rivals[0], "next stacking, round")
+            indices = self.batch(SETTLING_PATTERNS)
+            made = min((made, other), key=lambda a: _energy(a.model, a.best, indices))
+        best = self._settle_elements(made.search, made.model, made.best)
+        yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
+        yield from self.finish(made.model, Repeat(best, None), made.found)
+
+    def _shifted_attempt(self, model: CrystalModel, name: str = "round") -> Generator[CrystalState, None, _Attempt]:
+        """From matter to atoms, whose places are refined in every round."""
         c = self.config
         phase, centre = model.even, model.even_matter
         found = Found()
         best: Arrangement | None = None
+        right = hopeless = False
+        surplus = 0.0
         for turn in range(1 + c.rounds + MORE_ROUNDS):
             indices = self.batch(DENSITY_PATTERNS)
-            note = f"round {turn}: what each atom does to the patterns" if turn else "matter along the beam"
+            note = f"{name} {turn}: what each atom does to the patterns" if turn else "matter along the beam"
             matter = yield from self.expanded(model, phase, centre, indices, note)
             if turn == 0:
                 centre = model.step(matter)
                 phase = model.phase_of_matter(centre)
                 continue
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements, model.stacking)
-            if turn > 1 and not self._doubtful(model, matter, indices):
+            if turn > 1:
+                beyond, deviations = model.surplus(matter)
+                surplus = beyond / len(indices)
+                right = not doubtful(surplus, deviations, self.brightness)
+            if right:
                 break
             rng = np.random.default_rng([c.seed, 3, turn])
             period = None if model.stacking is None else model.stacking.period_A
             tried = [search.search(period, rng, HOT, SWEEPS, start) for start in (None, best) for _ in range(SHIFTED_CHAINS)]
             before, found = found, self._judged(model, [] if best is None else [best], tried, indices)
             best = self._of_fewer_elements(search, model, found.pool[0], indices)
-            yield from self._show(model, best, f"round {turn}", before)
+            yield from self._show(model, best, f"{name} {turn}", before)
             hopeless = turn >= HOPELESS_ROUNDS and self._hopeless(model, best, indices)
             if turn == c.rounds + MORE_ROUNDS or hopeless:
                 break
             if turn == 1:
                 model = self.imaged(model, best)
-            model, best = yield from self._places_refined(model, best, f"round {turn}", turn - 1)
+            model, best = yield from self._places_refined(model, best, f"{name} {turn}", turn - 1)
             model, phase, centre = self._with_missing(model, best)
         assert best is not None
-        best = self._settle_elements(search, model, best)
-        yield from self.emit("depth", "elements compared", cell=model.cell(best))
-        yield from self.finish(model, Repeat(best, None), found)
+        return _Attempt(model, search, best, found, right, hopeless, surplus=surplus)
 
     def _doubtful(self, model: CrystalModel, matter: Matter, indices: Indices) -> bool:
         """Whether free matter would gain more at the centre of an expansion than chance gives it."""

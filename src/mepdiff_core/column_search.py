@@ -35,7 +35,9 @@ from mepdiff_core.stacking import (
     added_matter,
     best_superlattice,
     copy_gains,
+    even_gain,
     find_stackings,
+    superlattice_gain,
 )
 from mepdiff_core.states import CrystalState
 from mepdiff_core.structure_files import read_crystal
@@ -54,6 +56,9 @@ COLUMN_ROUNDS = 3
 COPIES_PATTERNS, STACKINGS, DENSITY_PATTERNS = 96, 5, 12
 PARTS_TAKEN = (0.5, 1.0)
 """Of the matter that a stacking's linear gain comes from."""
+TURNS_PART = 0.02
+"""Of what the copies gain by the matter that is best for all, that a larger cell must gain beyond it: less is what a wrong
+model makes of copies at the field's edge. Right larger cells gain 0.03 to 100 of it, wrong ones 0.01 at most."""
 NEARLY = 0.6
 """Stackings that gain less than this part of the best are not tried."""
 EVEN_OVERFOCUS_A = 2.0
@@ -111,6 +116,8 @@ class ColumnSearch:
     change: float = 0.0
     overfocus_spread_A: float = float("nan")
     steps: CrystalSteps | None = None
+    rivals: Sequence[CrystalModel] = ()
+    """Of other stackings than the one that explains most, the best first."""
 
     def __post_init__(self) -> None:
         c, scan = self.config, self.scan
@@ -210,13 +217,17 @@ class ColumnSearch:
                 for result in self._settle(widen(columns, matrix), even):
                     columns = result
                     yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
-        for result in self._complete(columns, even):
+        for result in self._complete(columns, even, waves):
             columns = result
             self._show_even(even, columns)
             yield from self.emit("columns", f"{len(columns)} columns, misfit {self.loss:.0f} nats a pattern")
         if not len(columns):
             yield from self._give_up("no columns: nothing in the averaged cell stands out from what surrounds it")
             return None
+        matrix = self._turns(columns, waves)
+        if matrix is not None:
+            columns = widen(columns, matrix)
+            yield from self.emit("columns", f"cells differ in turns, along the beam: {_describe(columns.lattice_A)}")
         columns = refine(even, columns.sorted(), self.batch(FINAL_PATTERNS)).columns
         columns, imaging, gain = self._placed(columns, even)
         if imaging.exact:
@@ -307,11 +318,8 @@ class ColumnSearch:
         self, columns: Columns, waves: AtomWaves
     ) -> tuple[str, npt.NDArray[np.int64] | None, CopyGains, list[Stacking]]:
         """What it is in words, the superlattice if it is one, what the copies gain, and the stackings that explain more."""
-        indices, fewer = self.batch(COPIES_PATTERNS), self.batch(EVEN_PATTERNS)
-        where, pixel = np.asarray(self.field.origin_A), self.scan.pixel_size_A
-        gains = copy_gains(waves, columns, illumination(self.scan), where, pixel, indices, fewer)
-        index = int(self.largest_cell_A2 / columns.area_A2)
-        matrix, gain = best_superlattice(gains, index) if self.known.lattice_A is None else (None, 0.0)
+        gains = self._copy_gains(columns, waves, self.batch(COPIES_PATTERNS), self.batch(EVEN_PATTERNS))
+        matrix, gain = self._superlattice(columns, gains)
         stackings = find_stackings(gains, self.thickness_A, self.known.period_A, STACKINGS)
         if stackings and stackings[0].gain > max(gain, 0.0):
             stackings = [s for s in stackings if s.gain > NEARLY * stackings[0].gain]
@@ -319,6 +327,37 @@ class ColumnSearch:
         if matrix is not None:
             return f"cells differ in turns: {_describe(matrix @ columns.lattice_A)}", matrix, gains, []
         return "cells differ, by no rule that was found", None, gains, []
+
+    def _copy_gains(self, columns: Columns, waves: AtomWaves, indices: Indices, fewer: Indices) -> CopyGains:
+        where, pixel = np.asarray(self.field.origin_A), self.scan.pixel_size_A
+        return copy_gains(waves, columns, illumination(self.scan), where, pixel, indices, fewer)
+
+    def _last_gains(self, columns: Columns, waves: AtomWaves) -> CopyGains:
+        """By the last patterns, so that no other step gets others than without this one."""
+        last = self.order[-round(COPIES_PATTERNS * self.times) :]
+        return self._copy_gains(columns, waves, np.sort(last), np.sort(last[:: COPIES_PATTERNS // EVEN_PATTERNS]))
+
+    def _superlattice(self, columns: Columns, gains: CopyGains) -> tuple[npt.NDArray[np.int64] | None, float]:
+        if self.known.lattice_A is not None:
+            return None, 0.0
+        return best_superlattice(gains, int(self.largest_cell_A2 / columns.area_A2))
+
+    def _turns(self, columns: Columns, waves: AtomWaves) -> npt.NDArray[np.int64] | None:
+        """The superlattice, where cells look alike along the beam but are not: every second one upside down, say."""
+        if self.known.lattice_A is not None or 2 * columns.area_A2 > self.largest_cell_A2:
+            return None
+        gains = self._last_gains(columns, waves)
+        matrix, gain = self._superlattice(columns, gains)
+        return matrix if gain > TURNS_PART * even_gain(gains) else None
+
+    def _wider(self, columns: Columns, even: AtomWaves, waves: AtomWaves) -> Columns:
+        """The columns in a larger cell, where the projection says so and what every copy gains does not deny it."""
+        wider = split_cosets(even, columns, self.batch(COSET_PATTERNS), self.largest_cell_A2)
+        if wider is columns:
+            return columns
+        gains = self._last_gains(columns, waves)
+        matrix = np.rint(wider.lattice_A @ np.linalg.inv(columns.lattice_A)).astype(np.int64)
+        return wider if superlattice_gain(gains, matrix) > TURNS_PART * even_gain(gains) else columns
 
     def _complete_shifted(
         self, columns: Columns, waves: AtomWaves, gains: CopyGains, stackings: Sequence[Stacking]
@@ -349,17 +388,18 @@ class ColumnSearch:
             fine.append((cost(model, phase), model, phase))
             yield model
         self.see_periods([s.period_A for s in stackings], [trial[0] for trial in fine])
-        _, model, phase = min(fine, key=lambda trial: trial[0])
+        (_, model, phase), *others = sorted(fine, key=lambda trial: trial[0])
+        self.rivals = [rival for _, rival, _ in others]
         result = refine(waves, columns, self.batch(EVEN_PATTERNS), phase=phase)
         more = add_missing(waves, result.columns, self.batch(COPIES_PATTERNS // 4), phase)
         yield CrystalModel(waves, more, model.stacking)
 
-    def _complete(self, columns: Columns, even: AtomWaves) -> Iterator[Columns]:
+    def _complete(self, columns: Columns, even: AtomWaves, waves: AtomWaves) -> Iterator[Columns]:
         """The missing columns added, the cell widened where it repeats only there."""
         for _ in range(COLUMN_ROUNDS):
             before = len(columns)
             if self.known.lattice_A is None:
-                columns = split_cosets(even, columns, self.batch(COSET_PATTERNS), self.largest_cell_A2)
+                columns = self._wider(columns, even, waves)
             columns = add_missing(even, columns, self.batch(EVEN_PATTERNS))
             changed = len(columns) != before
             for turn in range(2 if changed else 1):

@@ -156,7 +156,7 @@ def superlattice_gain(gains: CopyGains, matrix: Integers) -> float:
     count = round(abs(float(np.linalg.det(matrix))))
     place = np.round((gains.cells @ np.linalg.inv(matrix)) % 1.0, 6) % 1.0
     kinds = np.unique(place, axis=0, return_inverse=True)[1].ravel()
-    total = -_level(gains)
+    total = -even_gain(gains)
     for kind in range(kinds.max() + 1):
         mine = kinds == kind
         weight = gains.weight[:, mine].sum(1)
@@ -165,7 +165,7 @@ def superlattice_gain(gains: CopyGains, matrix: Integers) -> float:
     return total - PARAMETER_NATS * gains.least.size * (count - 1)
 
 
-def _level(gains: CopyGains) -> float:
+def even_gain(gains: CopyGains) -> float:
     """What the best matter gains that is the same in all copies."""
     return sum(
         _bounded_gain(g, f, least) for g, f, least in zip(gains.gradient.sum(1), gains.curvature, gains.least, strict=True)
@@ -192,7 +192,7 @@ def find_stackings(gains: CopyGains, thickness_A: float, period_A: float | None,
             distinct.append(trial)
         if len(distinct) == REFINED:
             break
-    level = _level(gains) + PARAMETER_NATS * (BINS * len(gains.least) - gains.least.size)
+    level = even_gain(gains) + PARAMETER_NATS * (BINS * len(gains.least) - gains.least.size)
 
     def refined(stacking: Stacking, free: bool, most: int) -> Stacking:
         def loss(x: Array) -> float:
