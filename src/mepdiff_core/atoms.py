@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from mepdiff_core.batches import Indices
-from mepdiff_core.column_search import COPIES_PATTERNS, DENSITY_PATTERNS, FINAL_PATTERNS
-from mepdiff_core.columns import add_missing
+from mepdiff_core.column_search import COPIES_PATTERNS, DENSITY_PATTERNS, EVEN_PATTERNS, FINAL_PATTERNS
+from mepdiff_core.columns import add_missing, refine
 from mepdiff_core.config import check
 from mepdiff_core.crystal_answer import (
     POLISHING_PATTERNS,
@@ -44,6 +44,8 @@ HOT_FIRST, HOT = 100.0, 200.0
 SHIFTED_CHAINS = 12
 FOLDED_ROUNDS, LISTED = 3, 16
 """In a smaller cell: at most, and arrangements judged by the model itself in each."""
+FREED_ROUNDS, FREED_PATTERNS = 5, 16
+"""Steps from even columns to free matter, and patterns of each."""
 FEW_PERIODS = 2
 """In the specimen; fewer may be the parts that copies show of one that is longer than it is thick. Tungsten, doubted for the
 model's own error, has four: the search for a longer one took it from two minutes to five."""
@@ -94,7 +96,7 @@ class _Attempt:
         right: whether free matter would gain no more than by chance.
         hopeless: whether cells differ, and the patterns are missed by more than further rounds mend.
         periods_A: where cells shift, the range of periods that put the atoms into the same slices.
-        surplus: where they do, what free matter would still gain before the last round, nats a pattern.
+        surplus: what free matter would still gain before the last round, nats a pattern.
     """
 
     model: CrystalModel
@@ -104,7 +106,7 @@ class _Attempt:
     right: bool
     hopeless: bool = False
     periods_A: tuple[float, float] | None = None
-    surplus: float = 0.0
+    surplus: float = np.inf
 
 
 class _Solver(CrystalAnswer):
@@ -121,7 +123,8 @@ class _Solver(CrystalAnswer):
         """Depths, elements and number of the atoms in the columns of cells that are all alike.
 
         An answer that free matter would still improve is wrong, and rounds around it seldom leave it: then once more from
-        the even crystal, by a smaller cell whose copies the columns are, or with other patterns.
+        the even crystal, by a smaller cell whose copies the columns are, or with other patterns; and where that leaves the
+        patterns unexplained, from free matter.
         """
         attempts = [(yield from self._attempt(model))]
         while len(attempts) < ATTEMPTS and not attempts[-1].right:
@@ -130,6 +133,8 @@ class _Solver(CrystalAnswer):
                 break
             again = self._attempt(model, attempts) if smaller is None else self._folded_attempt(smaller)
             attempts.append((yield from again))
+        if not any(a.right or a.hopeless or a.surplus < EXPLAINED_NATS for a in attempts):
+            attempts.append((yield from self._freed_attempt(model)))
         indices = self.batch(SETTLING_PATTERNS)
         made = min(attempts, key=lambda a: _energy(a.model, a.best, indices)) if attempts[1:] else attempts[0]
         best = self._settle_elements(made.search, made.model, made.best)
@@ -139,21 +144,28 @@ class _Solver(CrystalAnswer):
             repeat = shortest_repeat(best, self.slices, self.config.slice_thickness_A)
         yield from self.finish(made.model, repeat, made.found)
 
-    def _attempt(self, model: CrystalModel, former: Sequence[_Attempt] = ()) -> Generator[CrystalState, None, _Attempt]:
-        """From the even crystal to atoms that free matter does not improve, or that a former attempt came to as well, or as
-        many rounds as were asked for."""
+    def _attempt(
+        self,
+        model: CrystalModel,
+        former: Sequence[_Attempt] = (),
+        freed: Array | None = None,
+    ) -> Generator[CrystalState, None, _Attempt]:
+        """From the even crystal, or from ``freed`` matter, to atoms that free matter does not improve, or that a former
+        attempt came to as well, or as many rounds as were asked for."""
         c, number = self.config, len(former)
-        phase, centre = model.even, model.even_matter
+        phase, centre = (model.even, model.even_matter) if freed is None else (model.phase_of_matter(freed), freed)
         found = Found()
         mixed = right = hopeless = False
+        surplus = np.inf
         per_round = min(c.patterns, max(12, 480 // len(model.columns)))
-        name = "round" if number == 0 else "once more, round"
+        name = "round" if freed is None and number == 0 else "once more, round" if freed is None else "from matter, round"
         for turn in range(c.rounds + 1):
             indices = self.batch(per_round)
             note = f"{name} {turn + 1}: what each atom does to the patterns"
             matter = yield from self.expanded(model, phase, centre, indices, note)
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements)
-            right = turn > 0 and not mixed and not self._doubtful(model, matter, indices)
+            if turn > 0 and not mixed:
+                surplus, right = self._surplus_nats(model, matter, indices)
             if right or turn == c.rounds:
                 break
             tried: list[Arrangement] = []
@@ -180,11 +192,28 @@ class _Solver(CrystalAnswer):
             if turn == 0:
                 model = self.imaged(model, best)
             phase, centre = model.phase(best), model.matter(best)
-            mixed = turn == 0 and c.rounds > 1
+            mixed = turn == 0 and c.rounds > 1 and freed is None
             if mixed:  # half-way states keep the next linear model honest about what may be wrong
                 phase = 0.8 * phase + 0.2 * model.even
                 centre = 0.8 * centre + 0.2 * model.even_matter
-        return _Attempt(model, search, best, found, right, hopeless)
+        return _Attempt(model, search, best, found, right, hopeless, surplus=surplus)
+
+    def _freed_attempt(self, model: CrystalModel) -> Generator[CrystalState, None, _Attempt]:
+        """From matter that is free in every slice, columns refined around it and missing ones added, to atoms.
+
+        Even columns of atoms as heavy as uranium are so far from the patterns that no expansion around them leads to atoms,
+        and take the matter of their neighbours; matter alone gets there in some steps.
+        """
+        centre, phase = model.even_matter, model.even
+        for turn in range(FREED_ROUNDS):
+            note = f"matter along the beam, step {turn + 1}"
+            matter = yield from self.expanded(model, phase, centre, self.batch(FREED_PATTERNS), note)
+            centre = model.step(matter)
+            refined = refine(model.waves, model.columns, self.batch(EVEN_PATTERNS), phase=model.phase_of_matter(centre))
+            moved = CrystalModel(model.waves, refined.columns)
+            model, phase, centre = self._with_missing(moved, moved.phase_of_matter(centre), centre)
+        self.see_columns(model.columns)
+        return (yield from self._attempt(model, freed=centre))
 
     def _folded_attempt(self, larger: FoldedModel) -> Generator[CrystalState, None, _Attempt]:
         """Atoms of a smaller cell whose copies lie a part of a period deeper; their places are refined at the end alone."""
@@ -217,7 +246,8 @@ class _Solver(CrystalAnswer):
         matter = yield from self.expanded(model, model.phase(best), model.matter(best), indices, note)
         found = Found([best], found.exact[:1])
         depths = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements, model.stacking)
-        return _Attempt(model, depths, best, found, not self._doubtful(model, matter, indices), periods_A=periods)
+        surplus, right = self._surplus_nats(model, matter, indices)
+        return _Attempt(model, depths, best, found, right, periods_A=periods, surplus=surplus)
 
     def _places_refined(
         self, model: CrystalModel, best: Arrangement, name: str, turn: int
@@ -249,7 +279,7 @@ class _Solver(CrystalAnswer):
         found = Found()
         best: Arrangement | None = None
         right = hopeless = False
-        surplus = 0.0
+        surplus = np.inf
         for turn in range(1 + c.rounds + MORE_ROUNDS):
             indices = self.batch(DENSITY_PATTERNS)
             note = f"{name} {turn}: what each atom does to the patterns" if turn else "matter along the beam"
@@ -260,9 +290,7 @@ class _Solver(CrystalAnswer):
                 continue
             search = DepthSearch(matter, model.columns, c.slice_thickness_A, self.known.elements, model.stacking)
             if turn > 1:
-                beyond, deviations = model.surplus(matter)
-                surplus = beyond / len(indices)
-                right = not doubtful(surplus, deviations, self.brightness)
+                surplus, right = self._surplus_nats(model, matter, indices)
             if right:
                 break
             rng = np.random.default_rng([c.seed, 3, turn])
@@ -277,14 +305,15 @@ class _Solver(CrystalAnswer):
             if turn == 1:
                 model = self.imaged(model, best)
             model, best = yield from self._places_refined(model, best, f"{name} {turn}", turn - 1)
-            model, phase, centre = self._with_missing(model, best)
+            model, phase, centre = self._with_missing(model, model.phase(best), model.matter(best))
         assert best is not None
         return _Attempt(model, search, best, found, right, hopeless, surplus=surplus)
 
-    def _doubtful(self, model: CrystalModel, matter: Matter, indices: Indices) -> bool:
-        """Whether free matter would gain more at the centre of an expansion than chance gives it."""
+    def _surplus_nats(self, model: CrystalModel, matter: Matter, indices: Indices) -> tuple[float, bool]:
+        """Nats a pattern that free matter would gain at the centre of an expansion, and whether that may be by chance."""
         surplus, deviations = model.surplus(matter)
-        return doubtful(surplus / len(indices), deviations, self.brightness)
+        nats = surplus / len(indices)
+        return nats, not doubtful(nats, deviations, self.brightness)
 
     def _repeats(self, best: Arrangement) -> bool:
         """Whether the specimen holds a period so often that no longer one, of columns that are copies, is thinkable."""
@@ -310,13 +339,12 @@ class _Solver(CrystalAnswer):
         self.loss = float(misfits[ranking[0]].mean())
         return Found([judged[i] for i in ranking], [float(energies[i]) for i in ranking])
 
-    def _with_missing(self, model: CrystalModel, best: Arrangement) -> tuple[CrystalModel, Tensor, Array]:
+    def _with_missing(self, model: CrystalModel, phase: Tensor, matter: Array) -> tuple[CrystalModel, Tensor, Array]:
         """With columns that the patterns miss, even along the beam; the phase, and the matter."""
-        phase = model.phase(best)
         columns = add_missing(model.waves, model.columns, self.batch(COPIES_PATTERNS // 4), phase)
         wider = CrystalModel(model.waves, columns, model.stacking)
         centre = wider.even_matter.copy()
-        centre[: len(model.columns)] = model.matter(best)
+        centre[: len(model.columns)] = matter
         known = wider.even_matter.copy()
         known[len(model.columns) :] = 0.0
         return wider, phase + wider.even - wider.phase_of_matter(known), centre
