@@ -171,6 +171,29 @@ def test_the_next_stacking_is_tried_where_the_best_explains_too_little(scan: Sca
     assert repeat.arrangement.period_A == pytest.approx(A, rel=0.03)
 
 
+@pytest.mark.slow
+def test_free_matter_leads_to_atoms_where_even_columns_do_not(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The columns of oxygen alone are missing, which no round around the others adds."""
+    search = atoms._Solver.columns
+
+    def fewer(solver: atoms._Solver) -> Generator[CrystalState, None, CrystalModel | None]:
+        model = yield from search(solver)
+        assert model is not None
+        columns = model.columns.sorted()
+        assert len(columns) == 4
+        kept = replace(columns, fractional=columns.fractional[:2], amounts=columns.amounts[:2])
+        return replace(model, columns=kept)
+
+    monkeypatch.setattr(atoms._Solver, "columns", fewer)
+    monkeypatch.setattr(atoms, "doubtful", lambda *_: True)
+    monkeypatch.setattr(atoms, "EXPLAINED_NATS", -np.inf)
+    monkeypatch.setattr(atoms, "HOPELESS_NATS", np.inf)
+    notes, repeat = rounds_of(scan, SOLVED_SOON, monkeypatch)
+    assert "once more, round 1" in notes
+    assert "from matter, round 1" in notes
+    assert sorted(repeat.arrangement.number) == [8, 8, 8, 22, 38]
+
+
 def test_noise_without_a_crystal_is_refused_in_words(scan: Scan) -> None:
     shuffled = np.random.default_rng(0).permutation(scan.counts.reshape(-1, *scan.counts.shape[2:]))
     last = list(run_crystal(replace(scan, counts=shuffled.reshape(scan.counts.shape), truth=None), CrystalConfig(rounds=1)))[

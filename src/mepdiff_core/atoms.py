@@ -8,7 +8,7 @@ trained, nothing needs to be known beforehand; docs/method.md tells what was mea
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,10 @@ class _Attempt:
     periods_A: tuple[float, float] | None = None
     surplus: float = np.inf
 
+    def put_by(self) -> _Attempt:
+        """The same without what its model keeps to draw with, which is large."""
+        return replace(self, model=replace(self.model))
+
 
 class _Solver(CrystalAnswer):
     """From the columns to the atoms in them."""
@@ -131,9 +135,11 @@ class _Solver(CrystalAnswer):
             smaller = None if self._repeats(attempts[-1].best) else fold(model)
             if smaller is None and attempts[-1].hopeless:
                 break
+            attempts[-1] = attempts[-1].put_by()
             again = self._attempt(model, attempts) if smaller is None else self._folded_attempt(smaller)
             attempts.append((yield from again))
         if not any(a.right or a.hopeless or a.surplus < EXPLAINED_NATS for a in attempts):
+            attempts[-1] = attempts[-1].put_by()
             attempts.append((yield from self._freed_attempt(model)))
         indices = self.batch(SETTLING_PATTERNS)
         made = min(attempts, key=lambda a: _energy(a.model, a.best, indices)) if attempts[1:] else attempts[0]
@@ -265,6 +271,7 @@ class _Solver(CrystalAnswer):
         """The same where cells shift along the beam; where the patterns are not explained, by the next best stacking too."""
         made = yield from self._shifted_attempt(model)
         if self.rivals and not made.hopeless and made.surplus > EXPLAINED_NATS:
+            made = made.put_by()
             other = yield from self._shifted_attempt(self.rivals[0], "next stacking, round")
             indices = self.batch(SETTLING_PATTERNS)
             made = min((made, other), key=lambda a: _energy(a.model, a.best, indices))

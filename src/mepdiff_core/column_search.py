@@ -389,7 +389,7 @@ class ColumnSearch:
             yield model
         self.see_periods([s.period_A for s in stackings], [trial[0] for trial in fine])
         (_, model, phase), *others = sorted(fine, key=lambda trial: trial[0])
-        self.rivals = [rival for _, rival, _ in others]
+        self.rivals = [CrystalModel(waves, columns, rival.stacking) for _, rival, _ in others]  # without what those keep
         result = refine(waves, columns, self.batch(EVEN_PATTERNS), phase=phase)
         more = add_missing(waves, result.columns, self.batch(COPIES_PATTERNS // 4), phase)
         yield CrystalModel(waves, more, model.stacking)
