@@ -25,6 +25,7 @@ from mepdiff_core.errors import Refused
 from mepdiff_core.forward import object_field
 from mepdiff_core.imaging import refine_imaging
 from mepdiff_core.measured import MeasuredPatterns
+from mepdiff_core.memory import release_freed
 from mepdiff_core.projection import illumination, matter_by_depth, project
 from mepdiff_core.scan import Scan, specimen_slices
 from mepdiff_core.settings import CrystalConfig, parse_composition
@@ -172,6 +173,7 @@ class ColumnSearch:
         )
 
     def emit(self, stage: str, note: str = "", **more: Any) -> Iterator[CrystalState]:
+        release_freed()
         yield self.state(stage, note, **more)
         self.resumed = time.perf_counter()
 
