@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mepdiff_core.batches import Indices
-from mepdiff_core.column_search import COPIES_PATTERNS, DENSITY_PATTERNS, EVEN_PATTERNS, FINAL_PATTERNS
+from mepdiff_core.column_search import COPIES_PATTERNS, DENSITY_PATTERNS, EVEN_PATTERNS, FINAL_PATTERNS, ROUND_STEPS
 from mepdiff_core.columns import add_missing, refine
 from mepdiff_core.config import check
 from mepdiff_core.crystal_answer import (
@@ -140,6 +140,7 @@ class _Solver(CrystalAnswer):
             attempts.append((yield from again))
         if not any(a.right or a.hopeless or a.surplus < EXPLAINED_NATS for a in attempts):
             attempts[-1] = attempts[-1].put_by()
+            self.total += ROUND_STEPS * (self.config.rounds + 1)
             attempts.append((yield from self._freed_attempt(model)))
         indices = self.batch(SETTLING_PATTERNS)
         made = min(attempts, key=lambda a: _energy(a.model, a.best, indices)) if attempts[1:] else attempts[0]
@@ -272,6 +273,7 @@ class _Solver(CrystalAnswer):
         made = yield from self._shifted_attempt(model)
         if self.rivals and not made.hopeless and made.surplus > EXPLAINED_NATS:
             made = made.put_by()
+            self.total += ROUND_STEPS * (self.config.rounds + 1)
             other = yield from self._shifted_attempt(self.rivals[0], "next stacking, round")
             indices = self.batch(SETTLING_PATTERNS)
             made = min((made, other), key=lambda a: _energy(a.model, a.best, indices))
@@ -281,7 +283,10 @@ class _Solver(CrystalAnswer):
 
     def _shifted_attempt(self, model: CrystalModel, name: str = "round") -> Generator[CrystalState, None, _Attempt]:
         """From matter to atoms, whose places are refined in every round."""
-        c = self.config
+        c, model = (
+            self.config,
+            replace(model),
+        )  # what it keeps to draw with, 1.3 GB for 19 columns, ends with the first round
         phase, centre = model.even, model.even_matter
         found = Found()
         best: Arrangement | None = None
