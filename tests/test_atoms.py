@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,19 +151,28 @@ def test_a_second_start_ends_where_the_first_did(scan: Scan, monkeypatch: pytest
     assert repeat.periods_A is None
 
 
+def change_columns(monkeypatch: pytest.MonkeyPatch, change: Callable[[atoms._Solver, CrystalModel], CrystalModel]) -> None:
+    """What the search for columns found, made worse."""
+    search = atoms._Solver.columns
+
+    def changed(solver: atoms._Solver) -> Generator[CrystalState, None, CrystalModel | None]:
+        model = yield from search(solver)
+        assert model is not None
+        return change(solver, model)
+
+    monkeypatch.setattr(atoms._Solver, "columns", changed)
+
+
 @pytest.mark.slow
 def test_the_next_stacking_is_tried_where_the_best_explains_too_little(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two, the one of a wrong period leaves the patterns unexplained."""
-    search = atoms._Solver.columns
 
-    def stacked(solver: atoms._Solver) -> Generator[CrystalState, None, CrystalModel | None]:
-        model = yield from search(solver)
-        assert model is not None
+    def stacked(solver: atoms._Solver, model: CrystalModel) -> CrystalModel:
         wrong, right = (replace(model, stacking=Stacking(period, np.zeros(2), 0.0)) for period in (1.25 * A, A))
         solver.rivals = [right]
         return wrong
 
-    monkeypatch.setattr(atoms._Solver, "columns", stacked)
+    change_columns(monkeypatch, stacked)
     monkeypatch.setattr(atoms, "HOPELESS_NATS", np.inf)
     monkeypatch.setattr(atoms, "MORE_ROUNDS", 0)
     notes, repeat = rounds_of(scan, CrystalConfig(rounds=2, composition="SrTiO3"), monkeypatch)
@@ -174,17 +183,13 @@ def test_the_next_stacking_is_tried_where_the_best_explains_too_little(scan: Sca
 @pytest.mark.slow
 def test_free_matter_leads_to_atoms_where_even_columns_do_not(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     """The columns of oxygen alone are missing, which no round around the others adds."""
-    search = atoms._Solver.columns
 
-    def fewer(solver: atoms._Solver) -> Generator[CrystalState, None, CrystalModel | None]:
-        model = yield from search(solver)
-        assert model is not None
+    def fewer(_solver: atoms._Solver, model: CrystalModel) -> CrystalModel:
         columns = model.columns.sorted()
         assert len(columns) == 4
-        kept = replace(columns, fractional=columns.fractional[:2], amounts=columns.amounts[:2])
-        return replace(model, columns=kept)
+        return replace(model, columns=replace(columns, fractional=columns.fractional[:2], amounts=columns.amounts[:2]))
 
-    monkeypatch.setattr(atoms._Solver, "columns", fewer)
+    change_columns(monkeypatch, fewer)
     monkeypatch.setattr(atoms, "doubtful", lambda *_: True)
     monkeypatch.setattr(atoms, "EXPLAINED_NATS", -np.inf)
     monkeypatch.setattr(atoms, "HOPELESS_NATS", np.inf)
