@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -260,6 +262,20 @@ def test_a_pickled_zarr_array_is_never_opened(tmp_path: Path) -> None:
     about = tmp_path / "x.zspy" / "Experiments" / "scan" / "data" / ".zarray"
     about.write_text(about.read_text().replace('"filters": null', '"filters": [{"id": "pickle"}]'))
     assert "pickled, which is never read for it can run code" in refusal(tmp_path / "x.zspy")
+
+
+def test_damaged_zarr_arrays_are_refused_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And nothing is said of them later, when what read the others is collected."""
+    path = tmp_path / "x.zarr"
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    for name in "abc":
+        group.create_array(name, data=COUNTS)
+        about = path / name / ".zarray"
+        about.write_text(about.read_text().replace("<u", "<no"))
+    assert "x.zarr cannot be read as Zarr; is it damaged" in refusal(path)
+    time.sleep(0.5)
+    gc.collect()
+    assert not caplog.records
 
 
 def test_dead_pixels_of_the_detectors_own_mask_are_zero(tmp_path: Path) -> None:

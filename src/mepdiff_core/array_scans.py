@@ -58,14 +58,21 @@ def open_zarr(path: Path, options: ScanOptions, stack: contextlib.ExitStack) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)  # of files in the folder that are none of Zarr's
         node = zarr.open(path, mode="r")
-        members = [] if isinstance(node, zarr.Array) else list(node.members(max_depth=None))
+        # one after another: where one is damaged, what zarr reads of others beside it fails later, aloud
+        members = {} if isinstance(node, zarr.Array) else {name: node[name] for name in _names(path)}
     if not isinstance(node, zarr.Group):
         return _raw(path, "Zarr", node, True, options)
-    shapes = {name: member.shape for name, member in members if isinstance(member, zarr.Array) and member.ndim in (3, 4)}
+    shapes = {k: member.shape for k, member in members.items() if isinstance(member, zarr.Array) and member.ndim in (3, 4)}
     if "Experiments" in node:
         return open_hyperspy(path, node, "HyperSpy .zspy", options, shapes)
     key = choose(path, shapes, options.key)
     return _raw(path, "Zarr", node[key], True, options, key)
+
+
+def _names(path: Path) -> list[str]:
+    """Of the arrays and groups in a Zarr group, as paths within it."""
+    folders = {about.parent for name in (".zarray", "zarr.json") for about in path.rglob(name)} - {path}
+    return sorted(folder.relative_to(path).as_posix() for folder in folders)
 
 
 def check_codecs(path: Path) -> None:

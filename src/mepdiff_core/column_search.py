@@ -36,7 +36,7 @@ from mepdiff_core.stacking import (
     added_matter,
     best_superlattice,
     copy_gains,
-    even_gain,
+    crossed_gain,
     find_stackings,
     superlattice_gain,
 )
@@ -57,9 +57,6 @@ COLUMN_ROUNDS = 3
 COPIES_PATTERNS, STACKINGS, DENSITY_PATTERNS = 96, 5, 12
 PARTS_TAKEN = (0.5, 1.0)
 """Of the matter that a stacking's linear gain comes from."""
-TURNS_PART = 0.02
-"""Of what the copies gain by the matter that is best for all, that a larger cell must gain beyond it: less is what a wrong
-model makes of copies at the field's edge. Right larger cells gain 0.03 to 100 of it, wrong ones 0.01 at most."""
 NEARLY = 0.6
 """Stackings that gain less than this part of the best are not tried."""
 EVEN_OVERFOCUS_A = 2.0
@@ -349,8 +346,8 @@ class ColumnSearch:
         if self.known.lattice_A is not None or 2 * columns.area_A2 > self.largest_cell_A2:
             return None
         gains = self._last_gains(columns, waves)
-        matrix, gain = self._superlattice(columns, gains)
-        return matrix if gain > TURNS_PART * even_gain(gains) else None
+        matrix, _ = self._superlattice(columns, gains)
+        return matrix if matrix is not None and crossed_gain(gains, matrix) > 0 else None
 
     def _wider(self, columns: Columns, even: AtomWaves, waves: AtomWaves) -> Columns:
         """The columns in a larger cell, where the projection says so and what every copy gains does not deny it."""
@@ -359,7 +356,7 @@ class ColumnSearch:
             return columns
         gains = self._last_gains(columns, waves)
         matrix = np.rint(wider.lattice_A @ np.linalg.inv(columns.lattice_A)).astype(np.int64)
-        return wider if superlattice_gain(gains, matrix) > TURNS_PART * even_gain(gains) else columns
+        return wider if min(superlattice_gain(gains, matrix), crossed_gain(gains, matrix)) > 0 else columns
 
     def _complete_shifted(
         self, columns: Columns, waves: AtomWaves, gains: CopyGains, stackings: Sequence[Stacking]

@@ -154,15 +154,50 @@ def superlattices(largest: int = LARGEST_INDEX) -> list[Integers]:
 def superlattice_gain(gains: CopyGains, matrix: Integers) -> float:
     """Nats that copies gain by being alike only in the cells of a sublattice, over what their parameters must gain."""
     count = round(abs(float(np.linalg.det(matrix))))
-    place = np.round((gains.cells @ np.linalg.inv(matrix)) % 1.0, 6) % 1.0
-    kinds = np.unique(place, axis=0, return_inverse=True)[1].ravel()
+    kinds = _kinds(gains, matrix)
     total = -even_gain(gains)
     for kind in range(kinds.max() + 1):
-        mine = kinds == kind
-        weight = gains.weight[:, mine].sum(1)
-        for g, f, part, least in zip(gains.gradient[:, mine].sum(1), gains.curvature, weight, gains.least, strict=True):
-            total += _bounded_gain(g, f * part, least)
+        total += sum(_bounded_gain(*part) for part in _of_copies(gains, kinds == kind))
     return total - PARAMETER_NATS * gains.least.size * (count - 1)
+
+
+def crossed_gain(gains: CopyGains, matrix: Integers) -> float:
+    """Nats that copies gain by the best matter of *other* copies alike in a sublattice, over that of other copies of all.
+
+    The copies are halved three ways, by every second cell of the sublattice along its vectors and in a checkerboard, and the
+    three gains are added. Positive where cells differ in turns: what changes slowly over the field, as with a drifting beam,
+    or at its edge, suits copies near one another, which a sublattice of few cells takes for a rule.
+    """
+    cells = np.floor(gains.cells @ np.linalg.inv(matrix) + 1e-6).astype(np.int64)
+    kinds, total = _kinds(gains, matrix), 0.0
+    for half in (cells[:, 0], cells[:, 1], cells.sum(1)):
+        for fitted in (half % 2 == 0, half % 2 == 1):
+            total -= _gain_elsewhere(gains, fitted, ~fitted)
+            for kind in range(kinds.max() + 1):
+                total += _gain_elsewhere(gains, fitted & (kinds == kind), ~fitted & (kinds == kind))
+    return total
+
+
+def _gain_elsewhere(gains: CopyGains, fitted: npt.NDArray[np.bool_], judged: npt.NDArray[np.bool_]) -> float:
+    """What the best matter of some copies gains in others."""
+    total = 0.0
+    for here, (g, f, _) in zip(_of_copies(gains, fitted), _of_copies(gains, judged), strict=True):
+        x = bounded_step(*here)
+        total -= float(g @ x + 0.5 * x @ f @ x)
+    return total
+
+
+def _kinds(gains: CopyGains, matrix: Integers) -> Integers:
+    """(cells,) which coset of the sublattice each cell belongs to."""
+    place = np.round((gains.cells @ np.linalg.inv(matrix)) % 1.0, 6) % 1.0
+    return np.unique(place, axis=0, return_inverse=True)[1].ravel()
+
+
+def _of_copies(gains: CopyGains, chosen: npt.NDArray[np.bool_]) -> Iterator[tuple[Array, Array, Array]]:
+    """Of each column, gradient and curvature by matter that is the same in the chosen copies, and the least of it."""
+    weight = gains.weight[:, chosen].sum(1)
+    gradient = gains.gradient[:, chosen].sum(1)
+    return zip(gradient, gains.curvature * weight[:, None, None], gains.least, strict=True)
 
 
 def even_gain(gains: CopyGains) -> float:
