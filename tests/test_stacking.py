@@ -9,6 +9,7 @@ import pytest
 from mepdiff_core.stacking import (
     CopyGains,
     best_superlattice,
+    crossed_gain,
     find_stackings,
     occupancy,
     superlattice_gain,
@@ -101,7 +102,19 @@ def test_a_planted_superlattice_is_found(matrix: list[list[int]]) -> None:
     assert found.tolist() == matrix
     assert gain == pytest.approx(superlattice_gain(gains, found))
     assert gain > 100
+    assert crossed_gain(gains, found) == pytest.approx(3 * gain, rel=0.5)  # halved three ways
     assert best_superlattice(gains, 1) == (None, 0.0)
+
+
+@pytest.mark.parametrize("along", [0, 1])
+def test_what_changes_slowly_over_the_field_is_no_superlattice(along: int) -> None:
+    """As atoms that lie deeper from row to row, where the beam drifts: cells four times as long gain, but not by others."""
+    added = CELLS[:, along, None] * np.linspace(-1, 1, SLICES)
+    gains = gains_of([added, added], noise=4.0)
+    found, gain = best_superlattice(gains)
+    assert found is not None
+    assert gain > 100
+    assert crossed_gain(gains, found) < -2 * gain
 
 
 def test_cells_that_are_alike_gain_nothing() -> None:

@@ -164,17 +164,18 @@ def superlattice_gain(gains: CopyGains, matrix: Integers) -> float:
 def crossed_gain(gains: CopyGains, matrix: Integers) -> float:
     """Nats that copies gain by the best matter of *other* copies alike in a sublattice, over that of other copies of all.
 
-    The copies are halved three ways, by every second cell of the sublattice along its vectors and in a checkerboard, and the
+    The copies are halved three ways, by every second cell of the sublattice along either vector and in a checkerboard, and the
     three gains are added. Positive where cells differ in turns: what changes slowly over the field, as with a drifting beam,
     or at its edge, suits copies near one another, which a sublattice of few cells takes for a rule.
     """
     cells = np.floor(gains.cells @ np.linalg.inv(matrix) + 1e-6).astype(np.int64)
-    kinds, total = _kinds(gains, matrix), 0.0
+    kinds = _kinds(gains, matrix)
+    total = 0.0
     for half in (cells[:, 0], cells[:, 1], cells.sum(1)):
         for fitted in (half % 2 == 0, half % 2 == 1):
-            total -= _gain_elsewhere(gains, fitted, ~fitted)
-            for kind in range(kinds.max() + 1):
-                total += _gain_elsewhere(gains, fitted & (kinds == kind), ~fitted & (kinds == kind))
+            for kind in np.intersect1d(kinds[fitted], kinds[~fitted]):
+                judged = ~fitted & (kinds == kind)
+                total += _gain_elsewhere(gains, fitted & (kinds == kind), judged) - _gain_elsewhere(gains, fitted, judged)
     return total
 
 
