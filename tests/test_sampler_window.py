@@ -123,7 +123,7 @@ class Sampler:
         first = 0 if checkpoint is None else int(checkpoint["step"])
         for step in range(first + 1, self.steps + 1):
             steering.begin(step)
-            self._allowed.acquire(timeout=20)
+            self._allowed.acquire(timeout=40)  # longer than any test waits: it takes no step by itself
             time.sleep(0.01)  # two of them take turns
             self.guidance.append(steering.now(config).guidance_scale)
             samples = np.stack([truth * (0.5 + 0.5 * k) for k in range(self.samples)]) if self.samples > 1 else None
