@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from mepdiff_core import column_search
+from mepdiff_core import column_search, lattice
 from mepdiff_core.column_search import ColumnSearch
 from mepdiff_core.columns import Columns, widen
 from mepdiff_core.crystal_model import CrystalModel
+from mepdiff_core.crystal_verdict import SHIFTING
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.settings import CrystalConfig
 from mepdiff_core.simulate import SimulationConfig, simulate_scan
@@ -28,10 +29,14 @@ def chains(depths: tuple[float, float]) -> Crystal:
     return Crystal("ZrO", np.diag([A, B, C]), np.array([40, 8, 40, 8]), places)
 
 
+def search_for(crystal: Crystal) -> ColumnSearch:
+    config = SimulationConfig(scan_shape=(18, 18), origin_A=(1.1, 0.7, 2.3), seed=3)
+    return ColumnSearch(simulate_scan(crystal, config), CrystalConfig(), "cpu")
+
+
 def columns_of(crystal: Crystal) -> Columns:
     """As the solver finds them."""
-    config = SimulationConfig(scan_shape=(18, 18), origin_A=(1.1, 0.7, 2.3), seed=3)
-    search = ColumnSearch(simulate_scan(crystal, config), CrystalConfig(), "cpu")
+    search = search_for(crystal)
     found: list[CrystalModel | None] = []
 
     def steps() -> Iterator[CrystalState]:
@@ -64,3 +69,21 @@ def test_a_larger_cell_that_no_copy_gains_by_is_not_taken(monkeypatch: pytest.Mo
     columns = columns_of(chains((0.2, 0.55)))
     assert asked == [1]
     assert len(columns) == 1
+
+
+@pytest.mark.parametrize(("deeper_A", "cells"), [(2.5, 1), (0.0, 2)], ids=["shifted", "alike"])
+def test_a_larger_cell_that_shifts_as_well_must_repeat_better(
+    deeper_A: float, cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice the cell leaves 2.8 times less of the correlation to 1: enough, but where its own copies still differ."""
+    cell = np.array([[A, 0.0, deeper_A], [0.0, B, 0.0], [0.0, 0.0, C]])
+    search = search_for(Crystal("ZrO", cell, np.array([40, 8]), np.array([[0, 0, 0.2], [0, 0, 0.55]])))
+    small = np.array([[0.0, A], [B, 0.0]])
+    found = [lattice.Lattice(small, 0.944), lattice.Lattice(small * [[2.0], [1.0]], 0.98)]
+    monkeypatch.setattr(lattice, "find_lattices", lambda *_, **__: found)
+    notes = search.columns()
+    state = next(s for s in notes if s.stage == "lattice")
+    notes.close()
+    assert (search.change > SHIFTING) == (deeper_A > 0)
+    assert state.steps is not None
+    assert abs(np.linalg.det(state.steps.lattice_A)) == pytest.approx(cells * A * B)

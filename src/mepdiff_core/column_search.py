@@ -258,17 +258,20 @@ class ColumnSearch:
         candidates = plane.find_lattices(projected, weight, pixel, 1000 if known else 40, larger=known)
         if not candidates or max(c.correlation for c in candidates) < 0.5:
             return None
-        if self.known.lattice_A is None:
-            vectors = plane.choose_lattice(candidates).vectors_A
-        else:
-            vectors = _nearest(candidates, self.known.lattice_A)
-        middle = scan.positions_A.mean(0)
-        first = np.asarray(self.field.origin_A)
-        cell = plane.fold(projected, weight, vectors, pixel, middle - first)
-        places, heights = plane.find_columns(cell, vectors)
-        if not len(places):
-            return None
-        self.change = plane.cell_to_cell_change(projected, weight, vectors, places @ vectors + middle - first, pixel)
+        middle, first = scan.positions_A.mean(0), np.asarray(self.field.origin_A)
+        if self.known.lattice_A is not None:
+            lattices = [_nearest(candidates, self.known.lattice_A)]
+        else:  # where no cell repeats as it is, a smaller one may do as well
+            lattices = [plane.choose_lattice(candidates, c).vectors_A for c in (plane.CLOSER, plane.CLOSER_SHIFTED)]
+        for vectors in lattices:
+            cell = plane.fold(projected, weight, vectors, pixel, middle - first)
+            places, heights = plane.find_columns(cell, vectors)
+            if not len(places):
+                return None
+            there = places @ vectors + middle - first
+            self.change = plane.cell_to_cell_change(projected, weight, vectors, there, pixel)
+            if self.change <= SHIFTING:
+                break
         atom = float(even.draw_flat(middle[None], 22).max())
         amounts = np.outer(np.maximum(heights / (0.55 * atom), 0.3), element_table().features[22])
         return Columns(vectors, middle, places, amounts)

@@ -25,8 +25,9 @@ BACKGROUND_A = 1.5
 """Standard deviation of the Gaussian whose mean is taken off: slow drifts of the phase are no crystal."""
 HIGHEST, NEAREST = 48, 16
 """Peaks of the autocorrelation that lattices are made of."""
-CLOSER, NOISE = 2.5, 0.01
-"""A larger cell is another one where it leaves so many times less of the correlation to 1; less than NOISE means nothing."""
+CLOSER, CLOSER_SHIFTED, NOISE = 2.5, 3.0, 0.01
+"""A larger cell is another one where it leaves so many times less of the correlation to 1; the second where its own columns
+differ from cell to cell as well. Less than NOISE means nothing."""
 OVERLAP = 0.12
 """Shifts that leave less of the illuminated field than this part tell nothing."""
 
@@ -206,10 +207,10 @@ def _same(a: Array, b: Array) -> bool:
     return _repeats(a, b) and abs(abs(float(np.linalg.det(a @ np.linalg.inv(b)))) - 1) < 0.2
 
 
-def choose_lattice(candidates: list[Lattice]) -> Lattice:
+def choose_lattice(candidates: list[Lattice], closer: float = CLOSER) -> Lattice:
     """The smallest cell that repeats about as well as any: larger ones repeat it."""
     least = min(lattice.lacks for lattice in candidates)
-    return min((c for c in candidates if c.lacks <= CLOSER * least), key=lambda c: c.area_A2)
+    return min((c for c in candidates if c.lacks <= closer * least), key=lambda c: c.area_A2)
 
 
 def fold(image: Image, weight: Image, lattice_A: Array, pixel_size_A: float, origin_A: Array) -> Array:
