@@ -181,6 +181,39 @@ def test_the_next_stacking_is_tried_where_the_best_explains_too_little(scan: Sca
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("split", [True, False])
+def test_a_heavy_atom_told_as_two_is_put_together(split: bool, scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strontium as titanium with oxygen 1.2 Å deeper; where nothing is split, nothing is merged."""
+    attempt = atoms._Solver._shifted_attempt
+
+    def told(
+        solver: atoms._Solver, model: CrystalModel, name: str = "round", best: Arrangement | None = None
+    ) -> Generator[CrystalState, None, atoms._Attempt]:
+        made = yield from attempt(solver, model, name, best)
+        if best is not None:
+            return made
+        found = made.best
+        number, heavy = found.number.copy(), int(np.argmax(found.number))
+        number[heavy] = 22
+        slot = (found.slot[heavy] + 2) % made.model.bins
+        apart = replace(
+            found,
+            column=np.append(found.column, found.column[heavy]),
+            number=np.append(number, 8),
+            depth_A=np.append(found.depth_A, (found.depth_A[heavy] + 1.2) % A),
+            slot=np.append(found.slot, slot),
+            occupied=np.concatenate([found.occupied, np.eye(made.model.bins)[[slot]]]),
+        )
+        return replace(made, best=apart if split else found, right=False)
+
+    change_columns(monkeypatch, lambda _, model: replace(model, stacking=Stacking(A, np.zeros(2), 0.0)))
+    monkeypatch.setattr(atoms._Solver, "_shifted_attempt", told)
+    notes, repeat = rounds_of(scan, CrystalConfig(rounds=2, composition="SrTiO3"), monkeypatch)
+    assert ("atoms merged, round 1" in notes) == split
+    assert sorted(repeat.arrangement.number) == [8, 8, 8, 22, 38]
+
+
+@pytest.mark.slow
 def test_free_matter_leads_to_atoms_where_even_columns_do_not(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     """The columns of oxygen alone are missing, which no round around the others adds."""
 

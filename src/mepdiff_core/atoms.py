@@ -56,7 +56,7 @@ HOPELESS_ROUNDS, HOPELESS_NATS = 2, 120.0
 """After so many rounds, patterns are no longer explained by more of them that are missed by so many nats where cells shift
 or differ: right crystals are below 10 by then, titanate at 177 to 270."""
 PERIOD_STEP_A = 0.1
-PERIODS_KEPT, JUDGED = 10, 8
+PERIODS_KEPT, JUDGED, MERGED_TRIED = 10, 8, 2
 SCREENING_PATTERNS, SETTLING_KEPT, SCREENED_NATS = 16, 2, 20.0
 SETTLING_TURNS, SETTLING_TRIED = 4, 5
 MODEL_NATS = 0.3
@@ -271,6 +271,10 @@ class _Solver(CrystalAnswer):
     def _shifted_atoms(self, model: CrystalModel) -> Iterator[CrystalState]:
         """The same where cells shift along the beam; where the patterns are not explained, by the next best stacking too."""
         made = yield from self._shifted_attempt(model)
+        merged = None if made.right else (yield from self._merged(made))
+        if merged is not None:
+            self.total += ROUND_STEPS * (self.config.rounds + 1)
+            made = yield from self._shifted_attempt(merged[0], "atoms merged, round", merged[1])
         if self.rivals and not made.hopeless and made.surplus > EXPLAINED_NATS:
             made = made.put_by()
             self.total += ROUND_STEPS * (self.config.rounds + 1)
@@ -281,18 +285,19 @@ class _Solver(CrystalAnswer):
         yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
         yield from self.finish(made.model, Repeat(best, None), made.found)
 
-    def _shifted_attempt(self, model: CrystalModel, name: str = "round") -> Generator[CrystalState, None, _Attempt]:
-        """From matter to atoms, whose places are refined in every round."""
+    def _shifted_attempt(
+        self, model: CrystalModel, name: str = "round", best: Arrangement | None = None
+    ) -> Generator[CrystalState, None, _Attempt]:
+        """From matter, or from atoms, to atoms, whose places are refined in every round."""
         c, model = (
             self.config,
             replace(model),
         )  # what it keeps to draw with, 1.3 GB for 19 columns, ends with the first round
-        phase, centre = model.even, model.even_matter
+        phase, centre = (model.even, model.even_matter) if best is None else (model.phase(best), model.matter(best))
         found = Found()
-        best: Arrangement | None = None
         right = hopeless = False
         surplus = np.inf
-        for turn in range(1 + c.rounds + MORE_ROUNDS):
+        for turn in range(0 if best is None else 1, 1 + c.rounds + MORE_ROUNDS):
             indices = self.batch(DENSITY_PATTERNS)
             note = f"{name} {turn}: what each atom does to the patterns" if turn else "matter along the beam"
             matter = yield from self.expanded(model, phase, centre, indices, note)
@@ -320,6 +325,26 @@ class _Solver(CrystalAnswer):
             model, phase, centre = self._with_missing(model, model.phase(best), model.matter(best))
         assert best is not None
         return _Attempt(model, search, best, found, right, hopeless, surplus=surplus)
+
+    def _merged(self, made: _Attempt) -> Generator[CrystalState, None, tuple[CrystalModel, Arrangement] | None]:
+        """Atoms of a column merged, where that explains more once places are refined; None where it does not.
+
+        By the last patterns, so that no other step gets others than without this one.
+        """
+        indices = np.sort(self.order[-SETTLING_PATTERNS:])
+        placing = indices[:: SETTLING_PATTERNS // POLISHING_PATTERNS]
+        others = sorted(made.search.merged(made.best), key=lambda other: _energy(made.model, other, indices))[:MERGED_TRIED]
+        trials: list[tuple[float, CrystalModel, Arrangement]] = []
+        for best in [made.best, *others] if others else []:
+            model = made.model
+            for step in range(POLISHING_STEPS):
+                model, best = model.settled(best, polish(model.waves, model.cell(best), placing, step).cell)
+            trials.append((_energy(model, best, indices), model, best))
+            yield from self.emit("depth", "atoms of a column merged", cell=model.cell(best))
+        if not trials:
+            return None
+        energy, model, best = min(trials, key=lambda trial: trial[0])
+        return None if energy == trials[0][0] else (model, best)
 
     def _surplus_nats(self, model: CrystalModel, matter: Matter, indices: Indices) -> tuple[float, bool]:
         """Nats a pattern that free matter would gain at the centre of an expansion, and whether that may be by chance."""

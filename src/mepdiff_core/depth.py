@@ -411,6 +411,27 @@ class DepthSearch:
             changed += [np.where(number == old, new, number) for new in beside]
         return self._renumbered(arrangement, changed)
 
+    def merged(self, arrangement: Arrangement) -> list[Arrangement]:
+        """An atom in the place of two or all of a column's, of an element that scatters as much: a heavy atom may have been
+        told as several light ones at about its depth, which no single step leads back from."""
+        strength = element_table().features[:, 0]
+        result = []
+        for column in np.unique(arrangement.column):
+            mine = np.flatnonzero(arrangement.column == column)
+            for group in [*itertools.combinations(mine, 2), *([tuple(mine)] if len(mine) > 2 else [])]:
+                atoms = np.array(group)
+                heaviest = atoms[np.argmax(strength[arrangement.number[atoms]])]
+                misses = np.abs(strength[self.numbers] - strength[arrangement.number[atoms]].sum())
+                number = arrangement.number.copy()
+                number[heaviest] = self.numbers[np.argmin(misses)]
+                kept = np.setdiff1d(np.arange(len(number)), atoms[atoms != heaviest])
+                new = len(np.unique(number[kept])) - len(np.unique(arrangement.number))
+                cost = ATOM_COST * (len(kept) - len(number)) + (0.0 if self.known else ELEMENT_COST * new)
+                names = ("column", "depth_A", "slot", "occupied")
+                rest = {name: getattr(arrangement, name)[kept] for name in names}
+                result.append(replace(arrangement, number=number[kept], prior=arrangement.prior + cost, **rest))
+        return result
+
     def _renumbered(self, arrangement: Arrangement, numbers: Sequence[npt.NDArray[np.int64]]) -> list[Arrangement]:
         """The arrangement with other elements, each once."""
         count = len(np.unique(arrangement.number))
