@@ -55,7 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scan", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", help="names of trainings, with semicolons between them (default: all)")
+    parser.add_argument(
+        "--only", help="trainings, semicolons between them (default: all); 'as it is' comes first, for its crystals"
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -269,10 +269,12 @@ class _Solver(CrystalAnswer):
         return model, best
 
     def _shifted_atoms(self, model: CrystalModel) -> Iterator[CrystalState]:
-        """The same where cells shift along the beam; where the patterns are not explained, by the next best stacking too."""
+        """The same where cells shift along the beam; where the patterns are not explained, with atoms of a column merged, and
+        by the next best stacking too."""
         made = yield from self._shifted_attempt(model)
         merged = None if made.right else (yield from self._merged(made))
         if merged is not None:
+            made = made.put_by()
             self.total += ROUND_STEPS * (self.config.rounds + 1)
             made = yield from self._shifted_attempt(merged[0], "atoms merged, round", merged[1])
         if self.rivals and not made.hopeless and made.surplus > EXPLAINED_NATS:
@@ -289,10 +291,8 @@ class _Solver(CrystalAnswer):
         self, model: CrystalModel, name: str = "round", best: Arrangement | None = None
     ) -> Generator[CrystalState, None, _Attempt]:
         """From matter, or from atoms, to atoms, whose places are refined in every round."""
-        c, model = (
-            self.config,
-            replace(model),
-        )  # what it keeps to draw with, 1.3 GB for 19 columns, ends with the first round
+        c = self.config
+        model = replace(model)  # what it keeps to draw with, 1.3 GB for 19 columns, ends with the first round
         phase, centre = (model.even, model.even_matter) if best is None else (model.phase(best), model.matter(best))
         found = Found()
         right = hopeless = False
@@ -334,17 +334,18 @@ class _Solver(CrystalAnswer):
         indices = np.sort(self.order[-SETTLING_PATTERNS:])
         placing = indices[:: SETTLING_PATTERNS // POLISHING_PATTERNS]
         others = sorted(made.search.merged(made.best), key=lambda other: _energy(made.model, other, indices))[:MERGED_TRIED]
+        if not others:
+            return None
         trials: list[tuple[float, CrystalModel, Arrangement]] = []
-        for best in [made.best, *others] if others else []:
+        for best in (made.best, *others):
             model = made.model
             for step in range(POLISHING_STEPS):
                 model, best = model.settled(best, polish(model.waves, model.cell(best), placing, step).cell)
             trials.append((_energy(model, best, indices), model, best))
-            yield from self.emit("depth", "atoms of a column merged", cell=model.cell(best))
-        if not trials:
-            return None
+            yield from self.emit("depth", "atoms of a column merged, tried", cell=model.cell(best))
+        unmerged, *_ = trials
         energy, model, best = min(trials, key=lambda trial: trial[0])
-        return None if energy == trials[0][0] else (model, best)
+        return (model, best) if energy < unmerged[0] else None
 
     def _surplus_nats(self, model: CrystalModel, matter: Matter, indices: Indices) -> tuple[float, bool]:
         """Nats a pattern that free matter would gain at the centre of an expansion, and whether that may be by chance."""

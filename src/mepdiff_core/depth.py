@@ -414,7 +414,7 @@ class DepthSearch:
     def merged(self, arrangement: Arrangement) -> list[Arrangement]:
         """An atom in the place of two or all of a column's, of an element that scatters as much: a heavy atom may have been
         told as several light ones at about its depth, which no single step leads back from."""
-        strength = element_table().features[:, 0]
+        strength, kept_of = element_table().features[:, 0], ("column", "depth_A", "slot", "occupied")
         result = []
         for column in np.unique(arrangement.column):
             mine = np.flatnonzero(arrangement.column == column)
@@ -427,8 +427,7 @@ class DepthSearch:
                 kept = np.setdiff1d(np.arange(len(number)), atoms[atoms != heaviest])
                 new = len(np.unique(number[kept])) - len(np.unique(arrangement.number))
                 cost = ATOM_COST * (len(kept) - len(number)) + (0.0 if self.known else ELEMENT_COST * new)
-                names = ("column", "depth_A", "slot", "occupied")
-                rest = {name: getattr(arrangement, name)[kept] for name in names}
+                rest = {name: getattr(arrangement, name)[kept] for name in kept_of}
                 result.append(replace(arrangement, number=number[kept], prior=arrangement.prior + cost, **rest))
         return result
 

@@ -208,7 +208,11 @@ def _same(a: Array, b: Array) -> bool:
 
 
 def choose_lattice(candidates: list[Lattice], closer: float = CLOSER) -> Lattice:
-    """The smallest cell that repeats about as well as any: larger ones repeat it."""
+    """The smallest cell that repeats about as well as any: larger ones repeat it.
+
+    Args:
+        closer: how many times less of the correlation to 1 a larger one must leave, to be another.
+    """
     least = min(lattice.lacks for lattice in candidates)
     return min((c for c in candidates if c.lacks <= closer * least), key=lambda c: c.area_A2)
 

@@ -164,9 +164,9 @@ def superlattice_gain(gains: CopyGains, matrix: Integers) -> float:
 def crossed_gain(gains: CopyGains, matrix: Integers) -> float:
     """Nats that copies gain by the best matter of *other* copies alike in a sublattice, over that of other copies of all.
 
-    The copies are halved three ways, by every second cell of the sublattice along either vector and in a checkerboard. The
-    three gains are added: positive where cells differ in turns: what changes slowly over the field, as with a drifting beam,
-    or at its edge, suits copies near one another, which a sublattice of few cells takes for a rule.
+    The copies are halved three ways, by every second cell of the sublattice along either vector and in a checkerboard, and
+    the gains added up. Positive where cells differ in turns. What changes slowly over the field, as with a drifting beam, or
+    at its edge, suits copies near one another, which a sublattice of few cells takes for a rule.
     """
     cells = np.floor(gains.cells @ np.linalg.inv(matrix) + 1e-6).astype(np.int64)
     kinds = _kinds(gains, matrix)
