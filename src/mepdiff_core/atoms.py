@@ -269,8 +269,8 @@ class _Solver(CrystalAnswer):
         return model, best
 
     def _shifted_atoms(self, model: CrystalModel) -> Iterator[CrystalState]:
-        """The same where cells shift along the beam; where the patterns are not explained, with atoms of a column merged, and
-        by the next best stacking too."""
+        """The same where cells shift along the beam; where the patterns are not explained, with atoms of a column merged,
+        and by the next best stacking too."""
         made = yield from self._shifted_attempt(model)
         merged = None if made.right else (yield from self._merged(made))
         if merged is not None:
