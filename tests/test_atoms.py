@@ -184,7 +184,7 @@ def test_the_next_stacking_is_tried_where_the_best_explains_too_little(scan: Sca
 @pytest.mark.parametrize("split", [True, False])
 def test_a_heavy_atom_told_as_two_is_put_together(split: bool, scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Strontium as titanium with oxygen 1.2 Å deeper; where nothing is split, nothing is merged."""
-    attempt = atoms._Solver._shifted_attempt
+    attempt = atoms._Solver._placed_attempt
 
     def told(
         solver: atoms._Solver, model: CrystalModel, name: str = "round", best: Arrangement | None = None
@@ -207,7 +207,7 @@ def test_a_heavy_atom_told_as_two_is_put_together(split: bool, scan: Scan, monke
         return replace(made, best=apart if split else found, right=False)
 
     change_columns(monkeypatch, lambda _, model: replace(model, stacking=Stacking(A, np.zeros(2), 0.0)))
-    monkeypatch.setattr(atoms._Solver, "_shifted_attempt", told)
+    monkeypatch.setattr(atoms._Solver, "_placed_attempt", told)
     notes, repeat = rounds_of(scan, CrystalConfig(rounds=2, composition="SrTiO3"), monkeypatch)
     assert ("atoms merged, round 1" in notes) == split
     assert sorted(repeat.arrangement.number) == [8, 8, 8, 22, 38]
@@ -229,7 +229,33 @@ def test_free_matter_leads_to_atoms_where_even_columns_do_not(scan: Scan, monkey
     notes, repeat = rounds_of(scan, SOLVED_SOON, monkeypatch)
     assert "once more, round 1" in notes
     assert "from matter, round 1" in notes
+    assert "places refined, round 1" in notes
     assert sorted(repeat.arrangement.number) == [8, 8, 8, 22, 38]
+
+
+@pytest.mark.slow
+def test_places_are_refined_where_no_start_explains_the_patterns(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An oxygen column 0.25 Å from where it is, which no search among columns mends."""
+
+    def displaced(_solver: atoms._Solver, model: CrystalModel) -> CrystalModel:
+        columns = model.columns.sorted()
+        columns.fractional[3, 0] += 0.25 / A
+        return replace(model, columns=columns)
+
+    ends: list[CrystalModel] = []
+    change_columns(monkeypatch, displaced)
+    monkeypatch.setattr(atoms, "ATTEMPTS", 1)
+    monkeypatch.setattr(atoms._Solver, "finish", lambda _self, model, _repeat, _found: ends.append(model) or ())
+    monkeypatch.setattr(atoms, "HOPELESS_NATS", np.inf)
+    monkeypatch.setattr(atoms._Solver, "_freed_attempt", lambda solver, model: solver._attempt(model))
+    notes = " ".join(state.note for state in run_crystal(scan, SOLVED_SOON))
+    assert "places refined, round 1" in notes
+    places = ends[0].columns.sorted().fractional
+    away = (
+        2 * (places - places[0]) + 0.5
+    ) % 2 - 0.5  # titanium and the oxygens beside it, from strontium, in halves of the cell
+    assert sorted((np.round(away, 1) + 0.0).tolist()) == [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
+    assert np.abs(away - np.round(away)).max() < 0.02
 
 
 def test_noise_without_a_crystal_is_refused_in_words(scan: Scan) -> None:

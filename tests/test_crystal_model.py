@@ -172,6 +172,24 @@ def test_a_polished_cell_becomes_columns_again(shifted: tuple[CrystalModel, Arra
     assert distance(after.phase(found), draw_cell(model.waves, polished)) < 1e-4
 
 
+def test_a_column_goes_with_its_heavy_atom(flat: tuple[CrystalModel, Arrangement]) -> None:
+    """Where its oxygen was moved by 0.4 Å; cells that are all alike keep their slots, and columns without atoms go."""
+    model, arrangement = flat
+    cell = model.cell(arrangement)
+    moved = np.array([[0.0, 0.02, 0.0], [0.0, -0.38, 0.0], [0.0, 0.0, 0.01]])
+    polished = replace(cell, positions_A=cell.positions_A + moved)
+    after, found = model.settled(arrangement, polished)
+    np.testing.assert_allclose(after.cell(found).positions_A[0], polished.positions_A[0], atol=0.03)
+    np.testing.assert_allclose(after.cell(found).positions_A[2], polished.positions_A[2], atol=1e-9)
+    np.testing.assert_allclose(after.even_matter, model.even_matter, rtol=1e-9)
+    assert found.same_as(arrangement)
+    kept = {name: getattr(arrangement, name)[2:] for name in ("column", "number", "depth_A", "slot", "occupied")}
+    alone = replace(arrangement, **kept)
+    after, found = model.settled(alone, model.cell(alone))
+    assert len(after.columns) == 1
+    assert found.column.tolist() == [0]
+
+
 def test_atoms_are_too_near_by_their_distance_in_space() -> None:
     """A shift brings a neighbour's atom beside one that would be half a period away without it."""
     columns = Columns(np.array([[9.0, 0.0], [0.0, 9.0]]), np.zeros(2), np.array([[0.0, 0.0], [0.9, 0.0]]), np.ones((2, 1)))

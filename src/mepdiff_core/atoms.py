@@ -41,7 +41,7 @@ Array = npt.NDArray[np.float64]
 
 SWEEPS_FIRST, SWEEPS, CHAINS = 8, 20, 3
 HOT_FIRST, HOT = 100.0, 200.0
-SHIFTED_CHAINS = 12
+PLACED_CHAINS = 12
 FOLDED_ROUNDS, LISTED = 3, 16
 """In a smaller cell: at most, and arrangements judged by the model itself in each."""
 FREED_ROUNDS, FREED_PATTERNS = 5, 16
@@ -127,8 +127,8 @@ class _Solver(CrystalAnswer):
         """Depths, elements and number of the atoms in the columns of cells that are all alike.
 
         An answer that free matter would still improve is wrong, and rounds around it seldom leave it: then once more from
-        the even crystal, by a smaller cell whose copies the columns are, or with other patterns; and where that leaves the
-        patterns unexplained, from free matter.
+        the even crystal, by a smaller cell whose copies the columns are, or with other patterns; where that leaves the
+        patterns unexplained, from free matter; and at last around the best of these, its places refined in every round.
         """
         attempts = [(yield from self._attempt(model))]
         while len(attempts) < ATTEMPTS and not attempts[-1].right:
@@ -144,6 +144,11 @@ class _Solver(CrystalAnswer):
             attempts.append((yield from self._freed_attempt(model)))
         indices = self.batch(SETTLING_PATTERNS)
         made = min(attempts, key=lambda a: _energy(a.model, a.best, indices)) if attempts[1:] else attempts[0]
+        if made.model.stacking is None and made.best.period_A is not None and self._unexplained(made):
+            made = made.put_by()
+            self.total += ROUND_STEPS * (self.config.rounds + 1)
+            placed = yield from self._placed_attempt(made.model, "places refined, round", made.best)
+            made = min((made, placed), key=lambda a: _energy(a.model, a.best, indices))
         best = self._settle_elements(made.search, made.model, made.best)
         yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
         repeat = Repeat(best, made.periods_A)
@@ -271,23 +276,23 @@ class _Solver(CrystalAnswer):
     def _shifted_atoms(self, model: CrystalModel) -> Iterator[CrystalState]:
         """The same where cells shift along the beam; where the patterns are not explained, with atoms of a column merged,
         and by the next best stacking too."""
-        made = yield from self._shifted_attempt(model)
+        made = yield from self._placed_attempt(model)
         merged = None if made.right else (yield from self._merged(made))
         if merged is not None:
             made = made.put_by()
             self.total += ROUND_STEPS * (self.config.rounds + 1)
-            made = yield from self._shifted_attempt(merged[0], "atoms merged, round", merged[1])
-        if self.rivals and not made.hopeless and made.surplus > EXPLAINED_NATS:
+            made = yield from self._placed_attempt(merged[0], "atoms merged, round", merged[1])
+        if self.rivals and self._unexplained(made):
             made = made.put_by()
             self.total += ROUND_STEPS * (self.config.rounds + 1)
-            other = yield from self._shifted_attempt(self.rivals[0], "next stacking, round")
+            other = yield from self._placed_attempt(self.rivals[0], "next stacking, round")
             indices = self.batch(SETTLING_PATTERNS)
             made = min((made, other), key=lambda a: _energy(a.model, a.best, indices))
         best = self._settle_elements(made.search, made.model, made.best)
         yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
         yield from self.finish(made.model, Repeat(best, None), made.found)
 
-    def _shifted_attempt(
+    def _placed_attempt(
         self, model: CrystalModel, name: str = "round", best: Arrangement | None = None
     ) -> Generator[CrystalState, None, _Attempt]:
         """From matter, or from atoms, to atoms, whose places are refined in every round."""
@@ -298,7 +303,7 @@ class _Solver(CrystalAnswer):
         right = hopeless = False
         surplus = np.inf
         for turn in range(0 if best is None else 1, 1 + c.rounds + MORE_ROUNDS):
-            indices = self.batch(DENSITY_PATTERNS)
+            indices = self.batch(FINAL_PATTERNS if model.stacking is None else DENSITY_PATTERNS)
             note = f"{name} {turn}: what each atom does to the patterns" if turn else "matter along the beam"
             matter = yield from self.expanded(model, phase, centre, indices, note)
             if turn == 0:
@@ -311,8 +316,11 @@ class _Solver(CrystalAnswer):
             if right:
                 break
             rng = np.random.default_rng([c.seed, 3, turn])
-            period = None if model.stacking is None else model.stacking.period_A
-            tried = [search.search(period, rng, HOT, SWEEPS, start) for start in (None, best) for _ in range(SHIFTED_CHAINS)]
+            period = model.stacking.period_A if model.stacking else best.period_A if best else None
+            tried = [search.search(period, rng, HOT, SWEEPS, start) for start in (None, best) for _ in range(PLACED_CHAINS)]
+            if model.stacking is None and best is not None:
+                few = _elements([best])
+                tried += [search.search(_period(p), rng, HOT, SWEEPS, among=few) for p in self._periods([best])]
             before, found = found, self._judged(model, [] if best is None else [best], tried, indices)
             best = self._of_fewer_elements(search, model, found.pool[0], indices)
             yield from self._show(model, best, f"{name} {turn}", before)
@@ -352,6 +360,10 @@ class _Solver(CrystalAnswer):
         surplus, deviations = model.surplus(matter)
         nats = surplus / len(indices)
         return nats, not doubtful(nats, deviations, self.brightness)
+
+    def _unexplained(self, made: _Attempt) -> bool:
+        """Whether free matter would still gain much, and further rounds may."""
+        return not (made.right or made.hopeless) and made.surplus > EXPLAINED_NATS
 
     def _repeats(self, best: Arrangement) -> bool:
         """Whether the specimen holds a period so often that no longer one, of columns that are copies, is thinkable."""

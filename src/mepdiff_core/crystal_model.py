@@ -191,9 +191,8 @@ class CrystalModel:
         Args:
             arrangement: atoms; cell: the same atoms, in the same order, where they are now.
         """
-        assert self.stacking is not None
         held = np.unique(arrangement.column)
-        period = float(cell.lattice_A[2, 0])
+        period = self.thickness_A if arrangement.period_A is None else float(cell.lattice_A[2, 0])
         columns = replace(
             self.columns,
             lattice_A=cell.lattice_A[:2, 1:],
@@ -205,8 +204,11 @@ class CrystalModel:
         features = element_table().features[arrangement.number]
         for k, column in enumerate(held):
             mine = arrangement.column == column
-            columns.fractional[k] = place[mine].mean(0)
+            columns.fractional[k] = np.average(place[mine], axis=0, weights=features[mine, 0] ** 2)  # as its scatters
             columns.amounts[k] = features[mine].sum(0) * self.thickness_A / period
+        arrangement = replace(arrangement, column=np.searchsorted(held, arrangement.column))
+        if self.stacking is None:
+            return CrystalModel(self.waves, columns), arrangement
         shift = cell.lattice_A[:2, 0] / period
         model = CrystalModel(self.waves, columns, replace(self.stacking, period_A=period, shift=shift % 1.0))
         depth = cell.positions_A[:, 0] % period
@@ -214,7 +216,6 @@ class CrystalModel:
         return model, replace(
             arrangement,
             period_A=period,
-            column=np.searchsorted(held, arrangement.column),
             depth_A=depth,
             slot=slot,
             occupied=np.eye(model.bins)[slot],
