@@ -251,9 +251,8 @@ def test_places_are_refined_where_no_start_explains_the_patterns(scan: Scan, mon
     notes = " ".join(state.note for state in run_crystal(scan, SOLVED_SOON))
     assert "places refined, round 1" in notes
     places = ends[0].columns.sorted().fractional
-    away = (
-        2 * (places - places[0]) + 0.5
-    ) % 2 - 0.5  # titanium and the oxygens beside it, from strontium, in halves of the cell
+    # titanium and the oxygens beside it, from strontium, in halves of the cell
+    away = (2 * (places - places[0]) + 0.5) % 2 - 0.5
     assert sorted((np.round(away, 1) + 0.0).tolist()) == [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
     assert np.abs(away - np.round(away)).max() < 0.02
 

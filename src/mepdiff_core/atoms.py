@@ -139,14 +139,12 @@ class _Solver(CrystalAnswer):
             again = self._attempt(model, attempts) if smaller is None else self._folded_attempt(smaller)
             attempts.append((yield from again))
         if not any(a.right or a.hopeless or a.surplus < EXPLAINED_NATS for a in attempts):
-            attempts[-1] = attempts[-1].put_by()
-            self.total += ROUND_STEPS * (self.config.rounds + 1)
+            attempts[-1] = self._more_to_come(attempts[-1])
             attempts.append((yield from self._freed_attempt(model)))
         indices = self.batch(SETTLING_PATTERNS)
         made = min(attempts, key=lambda a: _energy(a.model, a.best, indices)) if attempts[1:] else attempts[0]
         if made.model.stacking is None and made.best.period_A is not None and self._unexplained(made):
-            made = made.put_by()
-            self.total += ROUND_STEPS * (self.config.rounds + 1)
+            made = self._more_to_come(made)
             placed = yield from self._placed_attempt(made.model, "places refined, round", made.best)
             made = min((made, placed), key=lambda a: _energy(a.model, a.best, indices))
         best = self._settle_elements(made.search, made.model, made.best)
@@ -264,7 +262,7 @@ class _Solver(CrystalAnswer):
     def _places_refined(
         self, model: CrystalModel, best: Arrangement, name: str, turn: int
     ) -> Generator[CrystalState, None, tuple[CrystalModel, Arrangement]]:
-        """The model and the arrangement where cells shift, after some steps of its places, period and shift."""
+        """The model and the arrangement after some steps of its places and, where cells shift, of period and shift."""
         for step in range(POLISHING_STEPS):
             indices = self.batch(POLISHING_PATTERNS)
             polished = polish(model.waves, model.cell(best), indices, step + turn)
@@ -279,12 +277,10 @@ class _Solver(CrystalAnswer):
         made = yield from self._placed_attempt(model)
         merged = None if made.right else (yield from self._merged(made))
         if merged is not None:
-            made = made.put_by()
-            self.total += ROUND_STEPS * (self.config.rounds + 1)
+            made = self._more_to_come(made)
             made = yield from self._placed_attempt(merged[0], "atoms merged, round", merged[1])
         if self.rivals and self._unexplained(made):
-            made = made.put_by()
-            self.total += ROUND_STEPS * (self.config.rounds + 1)
+            made = self._more_to_come(made)
             other = yield from self._placed_attempt(self.rivals[0], "next stacking, round")
             indices = self.batch(SETTLING_PATTERNS)
             made = min((made, other), key=lambda a: _energy(a.model, a.best, indices))
@@ -364,6 +360,11 @@ class _Solver(CrystalAnswer):
     def _unexplained(self, made: _Attempt) -> bool:
         """Whether free matter would still gain much, and further rounds may."""
         return not (made.right or made.hopeless) and made.surplus > EXPLAINED_NATS
+
+    def _more_to_come(self, made: _Attempt) -> _Attempt:
+        """What was made, put by, and as many states more to be expected as a further attempt has."""
+        self.total += ROUND_STEPS * (self.config.rounds + 1)
+        return made.put_by()
 
     def _repeats(self, best: Arrangement) -> bool:
         """Whether the specimen holds a period so often that no longer one, of columns that are copies, is thinkable."""

@@ -186,7 +186,8 @@ class CrystalModel:
         return np.concatenate([matter[:, : self.bins].ravel(), matter[:, self.bins :].ravel()])
 
     def settled(self, arrangement: Arrangement, cell: UnitCell) -> tuple[CrystalModel, Arrangement]:
-        """The model and the arrangement whose cell was polished; columns without an atom are left out.
+        """The model and the arrangement whose cell was polished; columns without an atom are left out. Where cells are all
+        alike, atoms stay in their slots.
 
         Args:
             arrangement: atoms; cell: the same atoms, in the same order, where they are now.
@@ -204,7 +205,8 @@ class CrystalModel:
         features = element_table().features[arrangement.number]
         for k, column in enumerate(held):
             mine = arrangement.column == column
-            columns.fractional[k] = np.average(place[mine], axis=0, weights=features[mine, 0] ** 2)  # as its scatters
+            # a heavy atom's place is known best: its information goes with the square of what it scatters
+            columns.fractional[k] = np.average(place[mine], axis=0, weights=features[mine, 0] ** 2)
             columns.amounts[k] = features[mine].sum(0) * self.thickness_A / period
         arrangement = replace(arrangement, column=np.searchsorted(held, arrangement.column))
         if self.stacking is None:
