@@ -124,7 +124,7 @@ def rounds_of(scan: Scan, config: CrystalConfig, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_a_hopeless_cell_is_not_searched_again(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rounds show that neither a third nor a second start will help; a smaller cell is asked for if little repeats."""
+    """Two rounds show that neither a third nor better places will help; a smaller cell is asked for if little repeats."""
     asked: list[object] = []
     monkeypatch.setattr(atoms, "fold", asked.append)
     monkeypatch.setattr(atoms, "FEW_PERIODS", 9)
@@ -134,19 +134,19 @@ def test_a_hopeless_cell_is_not_searched_again(scan: Scan, monkeypatch: pytest.M
     notes, _ = rounds_of(scan, SOLVED_SOON, monkeypatch)
     assert "round 2" in notes
     assert "round 3" not in notes
-    assert "once more" not in notes
+    assert "places refined" not in notes
     assert len(asked) == 1
 
 
 @pytest.mark.slow
-def test_a_second_start_ends_where_the_first_did(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_doubted_answer_is_kept_where_its_places_are_refined(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is a period sought that is longer than the specimen is thick where one repeats three times."""
     monkeypatch.setattr(atoms, "fold", lambda _: pytest.fail("a smaller cell was asked for"))
     monkeypatch.setattr(atoms, "doubtful", lambda *_: True)
     notes, repeat = rounds_of(scan, SOLVED_SOON, monkeypatch)
     assert "round 3: what each atom" in notes
-    assert "once more, round 1" in notes
-    assert "once more, round 3" not in notes
+    assert "places refined, round 1: what each atom" in notes
+    assert "from matter" not in notes
     assert repeat.arrangement.period_A == A  # as it was told, though others would put the atoms into the same slices
     assert repeat.periods_A is None
 
@@ -227,9 +227,9 @@ def test_free_matter_leads_to_atoms_where_even_columns_do_not(scan: Scan, monkey
     monkeypatch.setattr(atoms, "EXPLAINED_NATS", -np.inf)
     monkeypatch.setattr(atoms, "HOPELESS_NATS", np.inf)
     notes, repeat = rounds_of(scan, SOLVED_SOON, monkeypatch)
-    assert "once more, round 1" in notes
-    assert "from matter, round 1" in notes
     assert "places refined, round 1" in notes
+    assert "from matter, round 1" in notes
+    assert notes.rindex("places refined, round 1") > notes.index("from matter, round 1")
     assert sorted(repeat.arrangement.number) == [8, 8, 8, 22, 38]
 
 
@@ -244,7 +244,6 @@ def test_places_are_refined_where_no_start_explains_the_patterns(scan: Scan, mon
 
     ends: list[CrystalModel] = []
     change_columns(monkeypatch, displaced)
-    monkeypatch.setattr(atoms, "ATTEMPTS", 1)
     monkeypatch.setattr(atoms._Solver, "finish", lambda _self, model, _repeat, _found: ends.append(model) or ())
     monkeypatch.setattr(atoms, "HOPELESS_NATS", np.inf)
     monkeypatch.setattr(atoms._Solver, "_freed_attempt", lambda solver, model: solver._attempt(model))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mepdiff_core.atom_waves import AtomWaves
-from mepdiff_core.columns import Columns, split_cosets
+from mepdiff_core.columns import Columns, part_displaced, refine, split_cosets
 from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.depth import Arrangement, DepthSearch, Matter, make_slots, too_near
@@ -112,6 +112,63 @@ def test_a_cell_grows_where_its_copies_differ_but_not_beyond_the_field() -> None
     assert wider.area_A2 == pytest.approx(3.9**2)
     assert len(wider) == 2
     assert split_cosets(waves, columns, patterns, largest_A2=15.2) is columns
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[AtomWaves, Columns]:
+    """A straight column of strontium and one of titanium whose atoms lie 0.14 Å to either side along x; what refinement from
+    their mean places makes of them."""
+    a, origin = 4.0, (0.3, 0.2, 0.4)
+    crystal = Crystal(
+        "pair", a * np.eye(3), np.array([38, 22, 22]), np.array([[0, 0, 0], [0.535, 0.5, 0.25], [0.465, 0.5, 0.75]])
+    )
+    config = SimulationConfig(scan_shape=(6, 6), thickness_A=2 * a, origin_A=origin)
+    waves = AtomWaves(simulate_scan(crystal, config), 4, a / 2)
+    cell = from_crystal(crystal, "c", origin, 2 * a)
+    lattice, places = cell.lattice_A[:2, 1:], cell.positions_A[:, 1:]
+    fractional = np.array([places[0], places[1:].mean(0)]) @ np.linalg.inv(lattice)
+    table = element_table().features
+    columns = Columns(lattice, np.zeros(2), fractional, np.array([2 * table[38], 4 * table[22]]))
+    for _ in range(2):
+        columns = refine(waves, columns, np.arange(36)).columns
+    return waves, columns
+
+
+def test_a_column_whose_atoms_lie_to_two_sides_is_parted(pair: tuple[AtomWaves, Columns]) -> None:
+    waves, columns = pair
+    parted = part_displaced(waves, columns, np.arange(36))
+    assert len(parted) == 3
+    np.testing.assert_allclose(parted.amounts.sum(0), columns.amounts.sum(0))
+    np.testing.assert_allclose(parted.fractional[1:].mean(0), columns.fractional[1])
+    for _ in range(3):
+        parted = refine(waves, parted, np.arange(36)).columns
+    step = (parted.fractional[1] - parted.fractional[2]) @ parted.lattice_A
+    assert sorted(np.abs(step)) == pytest.approx([0.0, 0.28], abs=0.02)
+    straight = replace(columns, fractional=parted.fractional, amounts=parted.amounts)
+    assert len(part_displaced(waves, straight, np.arange(36))) == 3  # each of the halves is straight
+
+
+def test_shapes_of_columns_stay_near_those_of_atoms(pair: tuple[AtomWaves, Columns]) -> None:
+    """However often they are refined; else they would make up for what is not even, and amounts be no atoms'."""
+    waves, columns = pair
+    for _ in range(6):
+        columns = refine(waves, columns, np.arange(36)).columns
+    spread = element_table().spread * columns.amounts[:, :1]
+    assert np.abs(columns.amounts[:, 1:] / spread).max() < 5.0  # 8 if free
+    assert columns.amounts[0, 0] == pytest.approx(2 * element_table().features[38, 0], rel=0.03)
+
+
+def test_atoms_that_are_seen_apart_have_columns_of_their_own(flat: tuple[CrystalModel, Arrangement]) -> None:
+    """By more than their places' errors; and by less, they share one."""
+    model, arrangement = flat
+    cell = model.cell(arrangement)
+    for spread, count in ((0.02, 3), (0.06, 2)):
+        places = cell.positions_A + np.array([[0.0, 0.1, 0.0], [0.0, -0.1, 0.0], [0.0, 0.0, 0.0]])
+        after, found = model.settled(arrangement, replace(cell, positions_A=places, spread_A=np.full((3, 3), spread)))
+        assert len(after.columns) == count
+        assert found.number.tolist() == arrangement.number.tolist()
+        away = after.cell(found).positions_A[:, 1:] - places[:, 1:]
+        assert np.abs(away).max() < (1e-9 if count == 3 else 0.21)
 
 
 def test_even_matter_draws_even_columns(

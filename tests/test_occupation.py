@@ -101,20 +101,29 @@ def scratch(problem: Problem, label: Labels) -> float:
     return float(energies(problem, label[None])[0])
 
 
+TWINS = {0: (1,), 1: (0,)}
+
+
 @pytest.mark.parametrize(
-    ("seed", "most", "first_cost", "coupling", "longest"),
-    [(6, 3, 3.0, 0.4, 40_000), (1, 2, 1.5, 0.0, 20)],
-    ids=["coupled columns", "short lists"],
+    ("seed", "most", "first_cost", "coupling", "longest", "twins"),
+    [(6, 3, 3.0, 0.4, 40_000, {}), (1, 2, 1.5, 0.0, 20, {}), (6, 3, 3.0, 0.4, 40_000, TWINS)],
+    ids=["coupled columns", "short lists", "twins"],
 )
 def test_an_exact_chain_samples_boltzmanns_distribution(
-    seed: int, most: int, first_cost: float, coupling: float, longest: int, monkeypatch: pytest.MonkeyPatch
+    seed: int,
+    most: int,
+    first_cost: float,
+    coupling: float,
+    longest: int,
+    twins: dict[int, tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Total variation from exact enumeration: by the elements and by the atoms in each column < 0.04, by
     arrangement < 1.7 times what as many independent draws leave; lists that hold every arrangement of a column, or few."""
     monkeypatch.setattr(occupation, "LONGEST_LIST", longest)
     monkeypatch.setattr(occupation, "BOX", 2)
     slots = 3
-    problem = toy(seed, slots, first_cost, coupling=coupling)
+    problem = replace(toy(seed, slots, first_cost, coupling=coupling), twins=twins)
     labels, probability = boltzmann(problem)
     elements = len(problem.table)
     digits = (elements + 1) ** np.arange(2 * slots)[::-1]
@@ -278,6 +287,29 @@ def test_a_chain_leaves_the_other_cores_alone(monkeypatch: pytest.MonkeyPatch) -
         assert threads() == before
     assert 2 in before
     assert set(seen) == {1}
+
+
+@pytest.mark.parametrize("twins", [{}, TWINS], ids=["single columns", "twins"])
+def test_twins_pass_an_atom_on(twins: dict[int, tuple[int, ...]]) -> None:
+    """Columns whose matter together costs hundreds of nats to change, and whose it is two: neither can let an atom go before
+    the other has it, and one beside the other is too near."""
+    slots, elements, features = 5, 3, element_table().features.shape[1]
+    total, whose = np.array([1.0, 1.0]), np.array([1.0, -1.0])
+    of_slots = np.kron(300 * np.outer(total, total) + 3 * np.outer(whose, whose), np.eye(slots))
+    curvature = np.zeros((2 * (slots + features - 1),) * 2)
+    curvature[: 2 * slots, : 2 * slots] = of_slots
+    problem, _ = planted(0, 2, slots)
+    near = np.tile(np.eye(slots, dtype=bool)[None, :, None], (2, 1, 2, 1))
+    near[[0, 1], :, [0, 1], :] = False
+    problem = replace(
+        problem, curvature=curvature, near=near, table=problem.table[:elements], element_cost=np.zeros(elements), twins=twins
+    )
+    label = np.zeros((2, slots), np.int64)
+    label[0, 1] = label[1, 4] = 1
+    x = parameters(problem, label)
+    problem = replace(problem, gradient=-curvature @ x, misfit=0.5 * float(x @ curvature @ x))
+    found = Chain(problem, label[::-1], np.random.default_rng(0)).search(1.0, 1.0, 40)
+    assert np.array_equal(found.label, label if twins else label[::-1])
 
 
 def test_search_never_ends_worse_than_it_began() -> None:

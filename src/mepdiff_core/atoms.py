@@ -49,9 +49,8 @@ FREED_ROUNDS, FREED_PATTERNS = 5, 16
 FEW_PERIODS = 2
 """In the specimen; fewer may be the parts that copies show of one that is longer than it is thick. Tungsten, doubted for the
 model's own error, has four: the search for a longer one took it from two minutes to five."""
-MORE_ROUNDS, ATTEMPTS = 2, 2
-"""At most, while free matter would still gain more than by chance: rounds beyond those asked for where cells shift; starts
-where they do not."""
+MORE_ROUNDS = 2
+"""At most, while free matter would still gain more than by chance: rounds beyond those asked for, places refined in each."""
 HOPELESS_ROUNDS, HOPELESS_NATS = 2, 120.0
 """After so many rounds, patterns are no longer explained by more of them that are missed by so many nats where cells shift
 or differ: right crystals are below 10 by then, titanate at 177 to 270."""
@@ -126,27 +125,21 @@ class _Solver(CrystalAnswer):
     def _atoms(self, model: CrystalModel) -> Iterator[CrystalState]:
         """Depths, elements and number of the atoms in the columns of cells that are all alike.
 
-        An answer that free matter would still improve is wrong, and rounds around it seldom leave it: then once more from
-        the even crystal, by a smaller cell whose copies the columns are, or with other patterns; where that leaves the
-        patterns unexplained, from free matter; and at last around the best of these, its places refined in every round.
+        An answer that free matter would still improve is wrong, and rounds around it seldom leave it: then by a smaller cell
+        whose copies the columns are, or with its places refined in every round, columns parted whose atoms lie apart; where
+        that leaves the patterns unexplained, from free matter, and around the best of these.
         """
-        attempts = [(yield from self._attempt(model))]
-        while len(attempts) < ATTEMPTS and not attempts[-1].right:
-            smaller = None if self._repeats(attempts[-1].best) else fold(model)
-            if smaller is None and attempts[-1].hopeless:
-                break
-            attempts[-1] = attempts[-1].put_by()
-            again = self._attempt(model, attempts) if smaller is None else self._folded_attempt(smaller)
-            attempts.append((yield from again))
-        if not any(a.right or a.hopeless or a.surplus < EXPLAINED_NATS for a in attempts):
-            attempts[-1] = self._more_to_come(attempts[-1])
-            attempts.append((yield from self._freed_attempt(model)))
-        indices = self.batch(SETTLING_PATTERNS)
-        made = min(attempts, key=lambda a: _energy(a.model, a.best, indices)) if attempts[1:] else attempts[0]
-        if made.model.stacking is None and made.best.period_A is not None and self._unexplained(made):
-            made = self._more_to_come(made)
-            placed = yield from self._placed_attempt(made.model, "places refined, round", made.best)
-            made = min((made, placed), key=lambda a: _energy(a.model, a.best, indices))
+        made = yield from self._attempt(model)
+        if not made.right:
+            smaller = None if self._repeats(made.best) else fold(model)
+            if smaller is not None:
+                made = yield from self._better(made, self._folded_attempt(smaller))
+            elif not made.hopeless:
+                made = yield from self._better(made, self._around(made))
+        if self._unexplained(made):
+            made = yield from self._better(made, self._freed_attempt(model))
+            if self._unexplained(made):
+                made = yield from self._better(made, self._around(made))
         best = self._settle_elements(made.search, made.model, made.best)
         yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
         repeat = Repeat(best, made.periods_A)
@@ -154,21 +147,30 @@ class _Solver(CrystalAnswer):
             repeat = shortest_repeat(best, self.slices, self.config.slice_thickness_A)
         yield from self.finish(made.model, repeat, made.found)
 
-    def _attempt(
-        self,
-        model: CrystalModel,
-        former: Sequence[_Attempt] = (),
-        freed: Array | None = None,
+    def _better(
+        self, made: _Attempt, attempt: Generator[CrystalState, None, _Attempt]
     ) -> Generator[CrystalState, None, _Attempt]:
-        """From the even crystal, or from ``freed`` matter, to atoms that free matter does not improve, or that a former
-        attempt came to as well, or as many rounds as were asked for."""
-        c, number = self.config, len(former)
+        """What was made, or what a further attempt makes, as the patterns prefer."""
+        made = made.put_by()
+        self.total += ROUND_STEPS * (self.config.rounds + 1)
+        other = yield from attempt
+        indices = self.batch(SETTLING_PATTERNS)
+        return min((made, other), key=lambda a: _energy(a.model, a.best, indices))
+
+    def _around(self, made: _Attempt) -> Generator[CrystalState, None, _Attempt]:
+        """Once more around what was made."""
+        return self._placed_attempt(made.model, "places refined, round", made.best)
+
+    def _attempt(self, model: CrystalModel, freed: Array | None = None) -> Generator[CrystalState, None, _Attempt]:
+        """From the even crystal, or from ``freed`` matter, to atoms that free matter does not improve, or as many rounds as
+        were asked for."""
+        c = self.config
         phase, centre = (model.even, model.even_matter) if freed is None else (model.phase_of_matter(freed), freed)
         found = Found()
         mixed = right = hopeless = False
         surplus = np.inf
         per_round = min(c.patterns, max(12, 480 // len(model.columns)))
-        name = "round" if freed is None and number == 0 else "once more, round" if freed is None else "from matter, round"
+        name = "round" if freed is None else "from matter, round"
         for turn in range(c.rounds + 1):
             indices = self.batch(per_round)
             note = f"{name} {turn + 1}: what each atom does to the patterns"
@@ -179,7 +181,7 @@ class _Solver(CrystalAnswer):
             if right or turn == c.rounds:
                 break
             tried: list[Arrangement] = []
-            rng = np.random.default_rng([c.seed, 3, turn, number])
+            rng = np.random.default_rng([c.seed, 3, turn, int(freed is not None)])
             periods = self._periods(found.pool if turn > 1 else [])
             # at last among the elements that were found: longer periods with other elements hide the right one
             few = _elements(found.pool[:3]) if turn > 1 else search.few
@@ -197,7 +199,7 @@ class _Solver(CrystalAnswer):
             best = found.pool[0]
             yield from self._show(model, best, f"{name} {turn + 1}", before)
             hopeless = turn + 1 >= HOPELESS_ROUNDS and self.change > SHIFTING and self._hopeless(model, best, indices)
-            if hopeless or any(best.same_as(f.best) for f in former):
+            if hopeless:
                 break
             if turn == 0:
                 model = self.imaged(model, best)
@@ -277,13 +279,9 @@ class _Solver(CrystalAnswer):
         made = yield from self._placed_attempt(model)
         merged = None if made.right else (yield from self._merged(made))
         if merged is not None:
-            made = self._more_to_come(made)
-            made = yield from self._placed_attempt(merged[0], "atoms merged, round", merged[1])
+            made = yield from self._better(made, self._placed_attempt(merged[0], "atoms merged, round", merged[1]))
         if self.rivals and self._unexplained(made):
-            made = self._more_to_come(made)
-            other = yield from self._placed_attempt(self.rivals[0], "next stacking, round")
-            indices = self.batch(SETTLING_PATTERNS)
-            made = min((made, other), key=lambda a: _energy(a.model, a.best, indices))
+            made = yield from self._better(made, self._placed_attempt(self.rivals[0], "next stacking, round"))
         best = self._settle_elements(made.search, made.model, made.best)
         yield from self.emit("depth", "elements compared", cell=made.model.cell(best))
         yield from self.finish(made.model, Repeat(best, None), made.found)
@@ -360,11 +358,6 @@ class _Solver(CrystalAnswer):
     def _unexplained(self, made: _Attempt) -> bool:
         """Whether free matter would still gain much, and further rounds may."""
         return not (made.right or made.hopeless) and made.surplus > EXPLAINED_NATS
-
-    def _more_to_come(self, made: _Attempt) -> _Attempt:
-        """What was made, put by, and as many states more to be expected as a further attempt has."""
-        self.total += ROUND_STEPS * (self.config.rounds + 1)
-        return made.put_by()
 
     def _repeats(self, best: Arrangement) -> bool:
         """Whether the specimen holds a period so often that no longer one, of columns that are copies, is thinkable."""

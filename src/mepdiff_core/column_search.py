@@ -16,7 +16,16 @@ from torch import Tensor
 from mepdiff_core import lattice as plane
 from mepdiff_core.atom_waves import AtomWaves, Imaging
 from mepdiff_core.batches import Indices, split_patterns
-from mepdiff_core.columns import Columns, Painter, add_missing, drop_empty, refine, split_cosets, widen
+from mepdiff_core.columns import (
+    Columns,
+    Painter,
+    add_missing,
+    drop_empty,
+    part_displaced,
+    refine,
+    split_cosets,
+    widen,
+)
 from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystal_steps import CrystalSteps
 from mepdiff_core.crystal_verdict import SHIFTING, WITHOUT_CELL
@@ -53,7 +62,8 @@ ELECTRONS, MOST_TIMES = 2**18, 4.0
 by the square root of the ratio, which shares the loss out between certainty and time, and so many times at most."""
 EVEN_PATTERNS, COSET_PATTERNS, FINAL_PATTERNS = 8, 12, 24
 PLACING_PATTERNS, PLACING_STEPS, PLACING_DEVIATIONS = 32, 2, 3.0
-COLUMN_ROUNDS = 3
+COLUMN_ROUNDS = 6
+PARTED_PATTERNS, PARTED_STEPS = 16, 6
 COPIES_PATTERNS, STACKINGS, DENSITY_PATTERNS = 96, 5, 12
 PARTS_TAKEN = (0.5, 1.0)
 """Of the matter that a stacking's linear gain comes from."""
@@ -65,7 +75,7 @@ LATTICE_TOLERANCE = 0.03
 LIT = 0.1
 """Part of the highest illumination above which a place counts as seen."""
 SCORED_PATTERNS, SCORED_GROUPS = 160, 20
-STEPS_AT_MOST = PASSES + 1 + 4 + 4 * COLUMN_ROUNDS + 4 + SCORED_GROUPS
+STEPS_AT_MOST = PASSES + 1 + 4 + 4 * COLUMN_ROUNDS + PARTED_STEPS + 4 + SCORED_GROUPS
 ROUND_STEPS = 10
 
 
@@ -227,6 +237,9 @@ class ColumnSearch:
         if matrix is not None:
             columns = widen(columns, matrix)
             yield from self.emit("columns", f"cells differ in turns, along the beam: {_describe(columns.lattice_A)}")
+        for result in self._parted(columns, even):
+            columns = result
+            yield from self.emit("columns", f"{len(columns)} columns, parted where atoms lie to two sides")
         columns = refine(even, columns.sorted(), self.batch(FINAL_PATTERNS)).columns
         columns, imaging, gain = self._placed(columns, even)
         if imaging.exact:
@@ -415,6 +428,19 @@ class ColumnSearch:
                 yield columns
             if not changed:
                 break
+
+    def _parted(self, columns: Columns, even: AtomWaves) -> Iterator[Columns]:
+        """Columns parted whose atoms lie to two sides, and those added that are missed then."""
+        # the last ones, so that no other step gets others than without this one
+        last = np.sort(self.order[-round(FINAL_PATTERNS * self.times) :])
+        parted = part_displaced(even, columns, last)
+        if len(parted) == len(columns):
+            return
+        for turn in range(PARTED_STEPS):
+            parted = refine(even, parted, self.batch(PARTED_PATTERNS)).columns
+            if turn % 2:
+                parted = add_missing(even, parted, self.batch(EVEN_PATTERNS))
+            yield parted
 
     def _show_even(self, waves: AtomWaves, columns: Columns) -> None:
         """The columns, even along the beam, as the volume."""

@@ -33,6 +33,10 @@ from mepdiff_core.unit_cell import UnitCell
 
 Array = npt.NDArray[np.float64]
 
+Integers = npt.NDArray[np.int64]
+
+APART_A, APART = 0.06, 4.0
+"""Along y or x, beyond both of which, the second in standard deviations, atoms of a column lie apart."""
 BIN_A = 0.6
 """Depth of a bin of matter where cells shift along the beam."""
 
@@ -186,29 +190,33 @@ class CrystalModel:
         return np.concatenate([matter[:, : self.bins].ravel(), matter[:, self.bins :].ravel()])
 
     def settled(self, arrangement: Arrangement, cell: UnitCell) -> tuple[CrystalModel, Arrangement]:
-        """The model and the arrangement whose cell was polished; columns without an atom are left out. Where cells are all
-        alike, atoms stay in their slots.
+        """The model and the arrangement whose cell was polished; columns without an atom are left out, and those whose
+        atoms are seen to lie apart become several. Where cells are all alike, atoms stay in their slots.
 
         Args:
             arrangement: atoms; cell: the same atoms, in the same order, where they are now.
         """
-        held = np.unique(arrangement.column)
         period = self.thickness_A if arrangement.period_A is None else float(cell.lattice_A[2, 0])
+        features = element_table().features[arrangement.number]
+        groups = [
+            group
+            for column in np.unique(arrangement.column)
+            for group in _apart(np.flatnonzero(arrangement.column == column), cell, features[:, 0])
+        ]
         columns = replace(
             self.columns,
             lattice_A=cell.lattice_A[:2, 1:],
-            fractional=np.zeros((len(held), 2)),
-            amounts=np.zeros((len(held), FEATURES)),
+            fractional=np.zeros((len(groups), 2)),
+            amounts=np.zeros((len(groups), FEATURES)),
         )
-        inverse = np.linalg.inv(columns.lattice_A)
-        place = (cell.positions_A[:, 1:] - columns.origin_A) @ inverse
-        features = element_table().features[arrangement.number]
-        for k, column in enumerate(held):
-            mine = arrangement.column == column
+        place = (cell.positions_A[:, 1:] - columns.origin_A) @ np.linalg.inv(columns.lattice_A)
+        column = np.zeros_like(arrangement.column)
+        for k, group in enumerate(groups):
             # a heavy atom's place is known best: its information goes with the square of what it scatters
-            columns.fractional[k] = np.average(place[mine], axis=0, weights=features[mine, 0] ** 2)
-            columns.amounts[k] = features[mine].sum(0) * self.thickness_A / period
-        arrangement = replace(arrangement, column=np.searchsorted(held, arrangement.column))
+            columns.fractional[k] = np.average(place[group], axis=0, weights=features[group, 0] ** 2)
+            columns.amounts[k] = features[group].sum(0) * self.thickness_A / period
+            column[group] = k
+        arrangement = replace(arrangement, column=column)
         if self.stacking is None:
             return CrystalModel(self.waves, columns), arrangement
         shift = cell.lattice_A[:2, 0] / period
@@ -243,3 +251,18 @@ class CrystalModel:
             np.full((n, 3), np.nan) if spread_A is None else spread_A,
             tuple(((int(z), 1.0),) for z in arrangement.number) if candidates is None else candidates,
         )
+
+
+def _apart(atoms: Integers, cell: UnitCell, strength: Array) -> list[Integers]:
+    """A column's atoms, together where their places in the plane can't be told apart; the strongest first."""
+    groups: list[list[int]] = []
+    for atom in atoms[np.argsort(-strength[atoms], kind="stable")]:
+        for group in groups:
+            away = np.abs(cell.positions_A[atom, 1:] - cell.positions_A[group[0], 1:])
+            error = np.hypot(cell.spread_A[atom, 1:], cell.spread_A[group[0], 1:])
+            if not np.any(away > np.maximum(APART_A, APART * error)):
+                group.append(int(atom))
+                break
+        else:
+            groups.append([int(atom)])
+    return [np.array(group) for group in groups]

@@ -25,6 +25,8 @@ NARROWEST_A = 0.04
 """Slots narrower than this are left out: they hold an atom with no likelihood worth the name."""
 NEAREST_A = 1.7
 """Two atoms are nowhere nearer than this; of two slots the farthest ends count."""
+TWINS_A = 0.5
+"""Columns nearer than this are twins."""
 HEAVY = 6.0
 """Matter, in oxygen atoms, above which a column's waves are followed to second order: below, that adds no nat."""
 ATOM_COST, ELEMENT_COST = 6.0, 5.0
@@ -170,6 +172,12 @@ def too_near(
     for i in range(n):
         np.fill_diagonal(near[i, :, i, :], False)
     return near
+
+
+def twins_of(columns: Columns) -> dict[int, tuple[int, ...]]:
+    """Of a column, those so near that the patterns hardly tell whose an atom is."""
+    near = (columns.distances_A() < TWINS_A) & ~np.eye(len(columns), dtype=bool)
+    return {i: tuple(int(j) for j in np.flatnonzero(row)) for i, row in enumerate(near) if row.any()}
 
 
 def heavy_columns(columns: Columns) -> tuple[int, ...]:
@@ -347,6 +355,7 @@ class DepthSearch:
             -np.log(slots.width_A / slots.width_A.sum()),
             0.0 if self.known else ELEMENT_COST,
             near,
+            twins_of(self.columns),
         )
         return problem, slots
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,13 @@ class ElementTable:
 
     features: Array
     mixture: Array
+
+    @cached_property
+    def spread(self) -> Array:
+        """(3,) standard deviation, among the elements of crystals, of the features behind the first, by the first; their
+        means are a tenth of it."""
+        possible = self.features[possible_elements()]
+        return np.asarray((possible[:, 1:] / possible[:, :1]).std(0))
 
 
 @cache

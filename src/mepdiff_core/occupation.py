@@ -9,8 +9,9 @@ J. Comput. Graph. Stat. 14 (2005) 795 for sampling on an approximation that the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from itertools import combinations, product
 from typing import Any
@@ -30,8 +31,8 @@ PATTERNS_KEPT = 64
 CLASH_NATS = 1e6
 TARGETS = 11
 """Elements that another is compared with at once."""
-BOX = 4
-"""Slots of a column that are filled anew together when its other slots stay."""
+BOX, TWIN_BOX = 4, 2
+"""Slots of a column, and of each of two twins, that are filled anew together when the other slots stay."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Problem:
         element_cost: (elements,) nats an atom of it costs; slot_cost: (slots,) nats an atom there costs besides.
         first_cost: nats that an element costs once, however many atoms.
         near: (columns, slots, columns, slots) bool: two atoms there would be too near each other.
+        twins: of a column, those so near that an atom of one may as well be the other's.
     """
 
     misfit: float
@@ -64,6 +66,7 @@ class Problem:
     slot_cost: Array
     first_cost: float
     near: npt.NDArray[np.bool_]
+    twins: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @cached_property
     def places(self) -> list[npt.NDArray[np.int64]]:
@@ -206,6 +209,8 @@ class Chain:
         with _one_thread():
             for column in self.rng.permutation(self.columns):
                 moves[int(self.rng.choice(3, p=shares))](int(column), temperature)
+                if int(column) in self.p.twins:
+                    self._draw_twins(int(column), int(self.rng.choice(self.p.twins[int(column)])), temperature)
             self._draw_element(temperature)
             self._refresh()
 
@@ -267,9 +272,9 @@ class Chain:
         costs = listed.own + listed.parameters @ slope + listed.taken @ blocked + fresh
         self._set(column, listed.labels[self._pick(costs, temperature)])
 
-    def _palette(self, column: int) -> Labels:
+    def _palette(self, *columns: int) -> Labels:
         """Labels of some elements of the other columns, and of one by chance."""
-        others = np.delete(self.label, column, axis=0) if self.exact else self.label
+        others = np.delete(self.label, columns, axis=0) if self.exact else self.label
         used = np.unique(others[others > 0])
         some = self.rng.choice(used, 3, replace=False) if len(used) > 3 else used
         return np.unique(np.append(some, self.rng.choice(self.allowed) + 1)).astype(np.int64)
@@ -303,6 +308,38 @@ class Chain:
         labels = np.repeat(self.label[column][None], len(contents), axis=0)
         labels[:, slots] = contents
         self._set(column, labels[self._pick(self._costs(column, labels), temperature)])
+
+    def _draw_twins(self, column: int, other: int, temperature: float) -> None:
+        """A few slots of two columns at once, any mixture in them: an atom passed from one to the other is no single
+        column's move."""
+        two = [column, other]
+        slots = self.rng.choice(self.slots, min(TWIN_BOX, self.slots), replace=False)
+        palette = self._palette(*two)
+        box = np.ix_(two, slots)
+        if self.exact and not np.isin(self.label[box], np.append(palette, 0)).all():
+            return
+        contents = np.concatenate([[0], palette])[_all_labels(len(palette) + 1, 2 * len(slots))]
+        labels = np.repeat(self.label[two][None], len(contents), axis=0)
+        labels[:, :, slots] = contents.reshape(-1, 2, len(slots))
+        chosen = labels[self._pick(self._costs_together(two, labels), temperature)]
+        for c, label in zip(two, chosen, strict=True):
+            self._set(c, label)
+
+    def _costs_together(self, columns: list[int], labels: Labels) -> Array:
+        """(n,) energies of (n, columns, slots) arrangements of some columns, all else as it is, up to a constant."""
+        p, place = self.p, np.concatenate([self.p.places[c] for c in columns])
+        step = np.concatenate([p.parameters(c, labels[:, k]) for k, c in enumerate(columns)], 1) - self.x[place]
+        costs = step @ self.slope[place] + 0.5 * np.einsum("np,np->n", step @ p.curvature[np.ix_(place, place)], step)
+        costs += p.own_cost(labels.reshape(-1, self.slots)).reshape(len(labels), -1).sum(1)
+        others = self.label.copy()
+        others[columns] = 0
+        taken = (labels > 0).reshape(len(labels), -1).astype(float)
+        clash = p.near[columns][:, :, columns].reshape(taken.shape[1], -1).astype(float)
+        blocked = np.tensordot(p.near[columns], others > 0, 2).ravel() > 0
+        costs += CLASH_NATS * (np.einsum("ns,ns->n", taken @ clash, taken) + taken @ blocked)
+        new = np.ones(1 + len(p.table), bool)
+        new[others] = new[0] = False
+        return np.asarray(costs + self._first(labels.reshape(len(labels), -1), new))
 
     def _draw_element(self, temperature: float) -> None:
         """All atoms of one element become another: one that is not in use, or in a search any."""
