@@ -61,7 +61,7 @@ ELECTRONS, MOST_TIMES = 2**18, 4.0
 """A pattern, that the numbers of patterns below are meant for (the paper's); where there are fewer, more patterns are taken:
 by the square root of the ratio, which shares the loss out between certainty and time, and so many times at most."""
 EVEN_PATTERNS, COSET_PATTERNS, FINAL_PATTERNS = 8, 12, 24
-PLACING_PATTERNS, PLACING_STEPS, PLACING_DEVIATIONS = 32, 2, 3.0
+PLACING_PATTERNS, PLACING_STEPS, PLACING_DEVIATIONS, PLACING_SHAPES = 32, 2, 3.0, 2.0
 COLUMN_ROUNDS = 6
 PARTED_PATTERNS, PARTED_STEPS = 16, 6
 COPIES_PATTERNS, STACKINGS, DENSITY_PATTERNS = 96, 5, 12
@@ -208,7 +208,7 @@ class ColumnSearch:
             yield from self._give_up("no lattice: the projection does not repeat within the field, so this is no crystal")
             return None
         self.see_columns(columns)
-        yield from self.emit("lattice", f"lattice {_describe(columns.lattice_A)}, {len(columns)} columns")
+        yield from self.emit("lattice", f"lattice {plane.describe(columns.lattice_A)}, {len(columns)} columns")
         for result in self._settle(columns, even):
             columns = result
             self._show_even(even, columns)
@@ -236,7 +236,7 @@ class ColumnSearch:
         matrix = self._turns(columns, waves)
         if matrix is not None:
             columns = widen(columns, matrix)
-            yield from self.emit("columns", f"cells differ in turns, along the beam: {_describe(columns.lattice_A)}")
+            yield from self.emit("columns", f"cells differ in turns, along the beam: {plane.describe(columns.lattice_A)}")
         for result in self._parted(columns, even):
             columns = result
             yield from self.emit("columns", f"{len(columns)} columns, parted where atoms lie to two sides")
@@ -309,7 +309,7 @@ class ColumnSearch:
         """The columns and the imaging with atoms drawn as the patterns prefer, and what that gains, nats a pattern.
 
         Either spread over the four nearest pixels, as abTEM draws them and simulated patterns may have them, or where they
-        are, as in a microscope. Each has its own amounts, refined on half of the patterns; the other half decides.
+        are, as in a microscope. Each has its own amounts and shapes, refined on half of the patterns; the other half decides.
         """
         # the last ones, so that no other step gets others than without this one
         patterns = self.order[-round(PLACING_PATTERNS * self.times) :]
@@ -317,7 +317,8 @@ class ColumnSearch:
         models = [even.changed(imaging=replace(even.imaging, exact=exact)) for exact in (False, True)]
         refined = [columns, columns]
         for _ in range(PLACING_STEPS):
-            refined = [refine(m, r, fitted).columns for m, r in zip(models, refined, strict=True)]
+            steps = [refine(m, r, fitted, shape_spread=PLACING_SHAPES) for m, r in zip(models, refined, strict=True)]
+            refined = [step.columns for step in steps]
             phases = [_even_phase(m, r) for m, r in zip(models, refined, strict=True)]
             misfits = [m.misfit(m.transmission(p), judged) for m, p in zip(models, phases, strict=True)]
             gains = misfits[0] - misfits[1]
@@ -326,7 +327,7 @@ class ColumnSearch:
             if gain < -enough:  # no further step turns that
                 break
         if gain > enough:
-            return refined[1], models[1].imaging, gain
+            return refine(models[1], columns, fitted).columns, models[1].imaging, gain
         return columns, even.imaging, 0.0
 
     def _how_cells_differ(
@@ -340,7 +341,7 @@ class ColumnSearch:
             stackings = [s for s in stackings if s.gain > NEARLY * stackings[0].gain]
             return f"cells shift along the beam: {stackings[0]}", None, gains, stackings
         if matrix is not None:
-            return f"cells differ in turns: {_describe(matrix @ columns.lattice_A)}", matrix, gains, []
+            return f"cells differ in turns: {plane.describe(matrix @ columns.lattice_A)}", matrix, gains, []
         return "cells differ, by no rule that was found", None, gains, []
 
     def _copy_gains(self, columns: Columns, waves: AtomWaves, indices: Indices, fewer: Indices) -> CopyGains:
@@ -482,9 +483,9 @@ def _nearest(candidates: Sequence[plane.Lattice], wanted: Array) -> Array:
     best = int(np.argmin(misses))
     if misses[best] > LATTICE_TOLERANCE:
         raise Refused(
-            f"the lattice {_describe(wanted)} does not fit the projection: the nearest that does is"
-            f" {_describe(candidates[best].vectors_A)}, {100 * misses[best]:.1f} % off; leave the lattice out, or check axis"
-            " and calibration"
+            f"the lattice {plane.describe(wanted)} does not fit the projection: the nearest that does is"
+            f" {plane.describe(candidates[best].vectors_A)}, {100 * misses[best]:.1f} % off; leave the lattice out, or check"
+            " axis and calibration"
         )
     return candidates[best].vectors_A
 
@@ -494,10 +495,3 @@ def _shape(vectors: Array) -> Array:
     a, b = plane.reduce_basis(vectors)
     ends = sorted([np.linalg.norm(a + b), np.linalg.norm(a - b)])
     return np.array([np.linalg.norm(a), np.linalg.norm(b), *ends])
-
-
-def _describe(vectors: Array) -> str:
-    a, b = plane.reduce_basis(vectors)
-    lengths = np.linalg.norm(a), np.linalg.norm(b)
-    angle = np.degrees(np.arccos(np.clip(a @ b / (lengths[0] * lengths[1]), -1, 1)))
-    return f"{lengths[0]:.3f} × {lengths[1]:.3f} Å, {angle:.1f}°"

@@ -29,6 +29,8 @@ NEAREST_A = 0.35
 SIGNIFICANT = 7.0
 """Standard deviations that a new column's amount must differ from zero."""
 SHAPE_SPREAD = 0.2
+"""How far a column's shapes may be from none, in standard deviations of those of the elements: where it is not even along the
+beam, the patterns ask for shapes that no atoms have."""
 MOMENTS = ((0, 0), (1, 1), (0, 1))
 DISPLACED_A2, DISPLACED_DEVIATIONS = 0.0025, 4.0
 """By so much, and so many standard deviations, the moments of a column along and across must differ for it to be parted:
@@ -167,6 +169,7 @@ def refine(
     indices: npt.NDArray[np.integer],
     with_lattice: bool = True,
     phase: Tensor | None = None,
+    shape_spread: float = SHAPE_SPREAD,
 ) -> Refined:
     """One Gauss-Newton step of amounts, places and lattice.
 
@@ -175,9 +178,10 @@ def refine(
         indices: which patterns.
         phase: (slices, drawn, drawn) of the same columns, rad, where it is known how their matter lies along the beam; else
             it is even.
+        shape_spread: how far shapes may be from none, in standard deviations of those of the elements.
     """
     n = len(columns)
-    misfit, step, covariance = _newton(Painter(waves, columns), indices, phase, with_lattice)
+    misfit, step, covariance = _newton(Painter(waves, columns), indices, phase, with_lattice, shape_spread=shape_spread)
     deviation = np.sqrt(np.diag(covariance))
     step[:n] = np.maximum(step[:n], -0.6 * columns.amounts[:, 0])
     split = FEATURES * n
@@ -199,6 +203,7 @@ def _newton(
     phase: Tensor | None,
     with_lattice: bool,
     with_moments: bool = False,
+    shape_spread: float = SHAPE_SPREAD,
 ) -> tuple[float, Array, Array]:
     """Misfit, step and its covariance, of features, places (y of all, then x) and, as wished, moments and lattice."""
     waves, columns, n = painter.waves, painter.columns, len(painter.columns)
@@ -215,7 +220,7 @@ def _newton(
     # priors: an amount may change by half, a place by 0.2 Å, a moment by 0.02 Å², a lattice vector by 0.1 Å; a shape stays
     # near an atom's: free, it would make up for what is not even along the beam, step by step without end
     strength = columns.amounts[:, 0] + 0.3
-    shapes = SHAPE_SPREAD * element_table().spread[:, None] * strength
+    shapes = shape_spread * element_table().spread[:, None] * strength
     widths = [0.5 * strength, shapes.ravel(), np.full(2 * n, 0.2)]
     widths += [np.full(3 * n * with_moments, 0.02), np.full(4 * with_lattice, 0.1)]
     precision = 1 / np.concatenate(widths) ** 2

@@ -270,3 +270,11 @@ def find_columns(cell: Array, lattice_A: Array) -> tuple[Array, Array]:
     peaks = peak_local_max(sharp, min_distance=max(2, round(0.45 / step)), threshold_abs=0.12 * float(sharp.max()))
     peaks = peaks[np.all((peaks >= shape) & (peaks < 2 * shape), axis=1)]
     return (peaks - shape) / shape, sharp[tuple(peaks.T)]
+
+
+def describe(vectors: Array) -> str:
+    """Lengths and angle of the reduced basis, in words."""
+    a, b = reduce_basis(vectors)
+    lengths = np.linalg.norm(a), np.linalg.norm(b)
+    angle = np.degrees(np.arccos(np.clip(a @ b / (lengths[0] * lengths[1]), -1, 1)))
+    return f"{lengths[0]:.3f} × {lengths[1]:.3f} Å, {angle:.1f}°"
