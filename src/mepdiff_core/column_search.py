@@ -309,7 +309,8 @@ class ColumnSearch:
         """The columns and the imaging with atoms drawn as the patterns prefer, and what that gains, nats a pattern.
 
         Either spread over the four nearest pixels, as abTEM draws them and simulated patterns may have them, or where they
-        are, as in a microscope. Each has its own amounts and shapes, refined on half of the patterns; the other half decides.
+        are, as in a microscope. Each has amounts and shapes of its own, refined on half of the patterns; the other half
+        decides.
         """
         # the last ones, so that no other step gets others than without this one
         patterns = self.order[-round(PLACING_PATTERNS * self.times) :]

@@ -29,8 +29,8 @@ NEAREST_A = 0.35
 SIGNIFICANT = 7.0
 """Standard deviations that a new column's amount must differ from zero."""
 SHAPE_SPREAD = 0.2
-"""How far a column's shapes may be from none, in standard deviations of those of the elements: where it is not even along the
-beam, the patterns ask for shapes that no atoms have."""
+"""How far a column's shapes may be from none, in standard deviations of those of the elements: where it is not even along
+the beam, the patterns ask for shapes that no atoms have."""
 MOMENTS = ((0, 0), (1, 1), (0, 1))
 DISPLACED_A2, DISPLACED_DEVIATIONS = 0.0025, 4.0
 """By so much, and so many standard deviations, the moments of a column along and across must differ for it to be parted:
