@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mepdiff_core.atom_waves import AtomWaves
-from mepdiff_core.columns import Columns, part_displaced, refine, split_cosets
+from mepdiff_core.columns import Columns, refine, split_cosets
 from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystals import Crystal
 from mepdiff_core.depth import Arrangement, DepthSearch, Matter, make_slots, too_near
@@ -132,20 +132,6 @@ def pair() -> tuple[AtomWaves, Columns]:
     for _ in range(2):
         columns = refine(waves, columns, np.arange(36)).columns
     return waves, columns
-
-
-def test_a_column_whose_atoms_lie_to_two_sides_is_parted(pair: tuple[AtomWaves, Columns]) -> None:
-    waves, columns = pair
-    parted = part_displaced(waves, columns, np.arange(36))
-    assert len(parted) == 3
-    np.testing.assert_allclose(parted.amounts.sum(0), columns.amounts.sum(0))
-    np.testing.assert_allclose(parted.fractional[1:].mean(0), columns.fractional[1])
-    for _ in range(3):
-        parted = refine(waves, parted, np.arange(36)).columns
-    step = (parted.fractional[1] - parted.fractional[2]) @ parted.lattice_A
-    assert sorted(np.abs(step)) == pytest.approx([0.0, 0.28], abs=0.02)
-    straight = replace(columns, fractional=parted.fractional, amounts=parted.amounts)
-    assert len(part_displaced(waves, straight, np.arange(36))) == 3  # each of the halves is straight
 
 
 def test_shapes_of_columns_stay_near_those_of_atoms(pair: tuple[AtomWaves, Columns]) -> None:

@@ -21,7 +21,6 @@ from mepdiff_core.columns import (
     Painter,
     add_missing,
     drop_empty,
-    part_displaced,
     refine,
     split_cosets,
     widen,
@@ -63,7 +62,6 @@ by the square root of the ratio, which shares the loss out between certainty and
 EVEN_PATTERNS, COSET_PATTERNS, FINAL_PATTERNS = 8, 12, 24
 PLACING_PATTERNS, PLACING_STEPS, PLACING_DEVIATIONS, PLACING_SHAPES = 32, 2, 3.0, 2.0
 COLUMN_ROUNDS = 6
-PARTED_PATTERNS, PARTED_STEPS = 16, 6
 COPIES_PATTERNS, STACKINGS, DENSITY_PATTERNS = 96, 5, 12
 PARTS_TAKEN = (0.5, 1.0)
 """Of the matter that a stacking's linear gain comes from."""
@@ -75,7 +73,7 @@ LATTICE_TOLERANCE = 0.03
 LIT = 0.1
 """Part of the highest illumination above which a place counts as seen."""
 SCORED_PATTERNS, SCORED_GROUPS = 160, 20
-STEPS_AT_MOST = PASSES + 1 + 4 + 4 * COLUMN_ROUNDS + PARTED_STEPS + 4 + SCORED_GROUPS
+STEPS_AT_MOST = PASSES + 1 + 4 + 4 * COLUMN_ROUNDS + 4 + SCORED_GROUPS
 ROUND_STEPS = 10
 
 
@@ -237,9 +235,6 @@ class ColumnSearch:
         if matrix is not None:
             columns = widen(columns, matrix)
             yield from self.emit("columns", f"cells differ in turns, along the beam: {plane.describe(columns.lattice_A)}")
-        for result in self._parted(columns, even):
-            columns = result
-            yield from self.emit("columns", f"{len(columns)} columns, parted where atoms lie to two sides")
         columns = refine(even, columns.sorted(), self.batch(FINAL_PATTERNS)).columns
         columns, imaging, gain = self._placed(columns, even)
         if imaging.exact:
@@ -430,19 +425,6 @@ class ColumnSearch:
                 yield columns
             if not changed:
                 break
-
-    def _parted(self, columns: Columns, even: AtomWaves) -> Iterator[Columns]:
-        """Columns parted whose atoms lie to two sides, and those added that are missed then."""
-        # the last ones, so that no other step gets others than without this one
-        last = np.sort(self.order[-round(FINAL_PATTERNS * self.times) :])
-        parted = part_displaced(even, columns, last)
-        if len(parted) == len(columns):
-            return
-        for turn in range(PARTED_STEPS):
-            parted = refine(even, parted, self.batch(PARTED_PATTERNS)).columns
-            if turn % 2:
-                parted = add_missing(even, parted, self.batch(EVEN_PATTERNS))
-            yield parted
 
     def _show_even(self, waves: AtomWaves, columns: Columns) -> None:
         """The columns, even along the beam, as the volume."""

@@ -31,10 +31,6 @@ SIGNIFICANT = 7.0
 SHAPE_SPREAD = 0.2
 """How far a column's shapes may be from none, in standard deviations of those of the elements: where it is not even along
 the beam, the patterns ask for shapes that no atoms have."""
-MOMENTS = ((0, 0), (1, 1), (0, 1))
-DISPLACED_A2, DISPLACED_DEVIATIONS = 0.0025, 5.0
-"""By so much, and so many standard deviations, the moments of a column along and across must differ for it to be parted:
-Co2Si's pairs have 0.0033 to 0.0066 (9 to 13 deviations), its other columns and straight ones elsewhere 0.0001 to 0.0022."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +113,6 @@ class Painter:
         """Derivative of that by the column's place along y (0) or x (1), rad/Å."""
         return self.waves.plane(self._spectrum(index) * self.waves.slope(axis))
 
-    def widened(self, index: int, axis: int, other: int) -> Tensor:
-        """Derivative of that by the column's second moment along two axes, rad/Å²."""
-        half = 0.5 if axis == other else 1.0
-        return self.waves.plane(self._spectrum(index) * self.waves.slope(axis) * self.waves.slope(other) * half)
-
     def stretched(self, vector: int) -> Tensor:
         """(2, y, x) derivative of all columns' by the (y, x) components of a lattice vector, rad/Å."""
         inverse = np.linalg.inv(self.columns.lattice_A)
@@ -180,9 +171,30 @@ def refine(
             it is even.
         shape_spread: how far shapes may be from none, in standard deviations of those of the elements.
     """
-    n = len(columns)
-    misfit, step, covariance = _newton(Painter(waves, columns), indices, phase, with_lattice, shape_spread=shape_spread)
-    deviation = np.sqrt(np.diag(covariance))
+    painter, n = Painter(waves, columns), len(columns)
+    everywhere = range(waves.slices)
+    share = 1 / waves.slices
+    images = [painter.shapes[f][i] * share for f in range(FEATURES) for i in range(n)]
+    for axis in range(2):
+        images += [painter.moved(i, axis) * share for i in range(n)]
+    if with_lattice:
+        images += [image * share for vector in range(2) for image in painter.stretched(vector)]
+    if phase is None:
+        phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
+    sources = [dict.fromkeys(everywhere, image) for image in images]
+    misfit, gradient, fisher = quadratic(
+        waves, phase, sources, indices, far=range(len(sources) - 4 * with_lattice, len(sources))
+    )
+
+    # priors: an amount may change by half, a place by 0.2 Å, a lattice vector by 0.1 Å; a shape stays near an atom's: free,
+    # it would make up for what is not even along the beam, step by step without end
+    strength = columns.amounts[:, 0] + 0.3
+    shapes = shape_spread * element_table().spread[:, None] * strength
+    width = np.concatenate([0.5 * strength, shapes.ravel(), np.full(2 * n, 0.2), np.full(4 * with_lattice, 0.1)])
+    gradient[n : FEATURES * n] += columns.amounts[:, 1:].T.ravel() / shapes.ravel() ** 2
+    inverse = np.linalg.inv(fisher + np.diag(1 / width**2))
+    step = -inverse @ gradient
+    deviation = np.sqrt(np.diag(inverse))
     step[:n] = np.maximum(step[:n], -0.6 * columns.amounts[:, 0])
     split = FEATURES * n
     shift = np.clip(step[split : split + 2 * n].reshape(2, n).T, -FARTHEST_STEP_A, FARTHEST_STEP_A)
@@ -195,62 +207,6 @@ def refine(
     )
     spread = np.stack([deviation[:n], deviation[split : split + n], deviation[split + n : split + 2 * n]], 1)
     return Refined(moved, misfit, spread)
-
-
-def _newton(
-    painter: Painter,
-    indices: npt.NDArray[np.integer],
-    phase: Tensor | None,
-    with_lattice: bool,
-    with_moments: bool = False,
-    shape_spread: float = SHAPE_SPREAD,
-) -> tuple[float, Array, Array]:
-    """Misfit, step and its covariance, of features, places (y of all, then x) and, as wished, moments and lattice."""
-    waves, columns, n = painter.waves, painter.columns, len(painter.columns)
-    images = [painter.shapes[f][i] for f in range(FEATURES) for i in range(n)]
-    images += [painter.moved(i, axis) for axis in range(2) for i in range(n)]
-    images += [painter.widened(i, *axes) for axes in MOMENTS for i in range(n)] if with_moments else []
-    images += [image for vector in range(2) for image in painter.stretched(vector)] if with_lattice else []
-    share, everywhere = 1 / waves.slices, range(waves.slices)
-    if phase is None:
-        phase = (painter.flat() * share)[None].repeat(waves.slices, 1, 1)
-    sources = [dict.fromkeys(everywhere, image * share) for image in images]
-    far = range(len(sources) - 4 * with_lattice, len(sources))
-    misfit, gradient, fisher = quadratic(waves, phase, sources, indices, far=far)
-    # priors: an amount may change by half, a place by 0.2 Å, a moment by 0.02 Å², a lattice vector by 0.1 Å; a shape stays
-    # near an atom's: free, it would make up for what is not even along the beam, step by step without end
-    strength = columns.amounts[:, 0] + 0.3
-    shapes = shape_spread * element_table().spread[:, None] * strength
-    widths = [0.5 * strength, shapes.ravel(), np.full(2 * n, 0.2)]
-    widths += [np.full(3 * n * with_moments, 0.02), np.full(4 * with_lattice, 0.1)]
-    precision = 1 / np.concatenate(widths) ** 2
-    gradient[n : FEATURES * n] += precision[n : FEATURES * n] * columns.amounts[:, 1:].T.ravel()
-    covariance = np.asarray(np.linalg.inv(fisher + np.diag(precision)), np.float64)
-    return misfit, -covariance @ gradient, covariance
-
-
-def part_displaced(waves: AtomWaves, columns: Columns, indices: npt.NDArray[np.integer]) -> Columns:
-    """The columns, each whose atoms are displaced to two sides parted in two.
-
-    By what the patterns tell of a column's second moments beyond its atoms' own, matter being even along the beam: where the
-    larger eigenvalue exceeds the smaller significantly, halves lie its root to either side.
-    """
-    n = len(columns)
-    _, step, covariance = _newton(Painter(waves, columns), indices, None, True, True)
-    inverse = np.linalg.inv(columns.lattice_A)
-    fractional, amounts = [], []
-    for i, (place, amount) in enumerate(zip(columns.fractional, columns.amounts, strict=True)):
-        own = (FEATURES + 2) * n + i + np.arange(3) * n
-        yy, xx, yx = step[own]
-        (least, most), axes = np.linalg.eigh([[yy, yx], [yx, xx]])
-        across, along = axes.T
-        slope = [along[a] * along[b] * (2 - (a == b)) - across[a] * across[b] * (2 - (a == b)) for a, b in MOMENTS]
-        deviation = float(np.sqrt(slope @ covariance[np.ix_(own, own)] @ slope))
-        parted = most - least > max(DISPLACED_A2, DISPLACED_DEVIATIONS * deviation)
-        reach = np.sqrt(most - least) * along @ inverse
-        fractional += [place + reach, place - reach] if parted else [place]
-        amounts += [amount / 2, amount / 2] if parted else [amount]
-    return replace(columns, fractional=np.array(fractional), amounts=np.array(amounts))
 
 
 def add_missing(
