@@ -146,6 +146,7 @@ def test_a_doubted_answer_is_kept_where_its_places_are_refined(scan: Scan, monke
     notes, repeat = rounds_of(scan, SOLVED_SOON, monkeypatch)
     assert "round 3: what each atom" in notes
     assert "places refined, round 1: what each atom" in notes
+    assert "places refined, round 5" not in notes
     assert "from matter" not in notes
     assert repeat.arrangement.period_A == A  # as it was told, though others would put the atoms into the same slices
     assert repeat.periods_A is None

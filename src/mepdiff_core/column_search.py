@@ -16,15 +16,7 @@ from torch import Tensor
 from mepdiff_core import lattice as plane
 from mepdiff_core.atom_waves import AtomWaves, Imaging
 from mepdiff_core.batches import Indices, split_patterns
-from mepdiff_core.columns import (
-    Columns,
-    Painter,
-    add_missing,
-    drop_empty,
-    refine,
-    split_cosets,
-    widen,
-)
+from mepdiff_core.columns import Columns, Painter, add_missing, drop_empty, refine, split_cosets, widen
 from mepdiff_core.crystal_model import CrystalModel
 from mepdiff_core.crystal_steps import CrystalSteps
 from mepdiff_core.crystal_verdict import SHIFTING, WITHOUT_CELL

@@ -32,7 +32,6 @@ from mepdiff_core.stacking import Stacking, bin_sources, draw_matter
 from mepdiff_core.unit_cell import UnitCell
 
 Array = npt.NDArray[np.float64]
-
 Integers = npt.NDArray[np.int64]
 
 APART_A, APART = 0.06, 4.0
